@@ -1,0 +1,52 @@
+# Everything starts here. On a machine with Python >= 3.10 and Rust, each target sets up what it needs:
+# a virtual environment in .venv, its packages (torch too), and the built extension.
+#
+#   make demo     train a small transformer under DualPipe and beside it serially
+#   make test     all tests
+#   make lint     formatting, lints, types, and the stub file against the built module
+#   make bench    the tables of docs/benchmarks.md
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUST   := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+
+.PHONY: demo test test-rust test-python lint bench clean
+
+demo: $(VENV)/built
+	$(BIN)/python -m dualpipe_rs demo
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --locked
+
+test-python: $(VENV)/built
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/built
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest dualpipe_rs._core
+
+bench: $(VENV)/built
+	$(BIN)/python bench/import_time.py
+	$(BIN)/python bench/step.py
+
+# The packages, from pyproject.toml's extras.
+$(VENV)/packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "maturin>=1.10,<2"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --extras torch,dev
+	touch $@
+
+$(VENV)/built: $(VENV)/packages $(RUST)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --skip-install
+	touch $@
+
+clean:
+	rm -rf $(VENV) target

@@ -1,0 +1,82 @@
+"""Pipeline-parallel schedules as data: generated, verified, simulated and executed.
+
+    import dualpipe_rs as dp
+
+    schedule = dp.schedule("dualpipe", num_ranks=8, num_microbatches=20)
+    schedule.verify()
+    timeline = schedule.simulate(dp.Costs(overlap=2.4))
+    print(timeline.makespan, timeline.bubble_ratio)
+
+What needs torch is imported when it is first asked for, so that ``import dualpipe_rs`` loads neither
+torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, schedule, schedule_names
+from dualpipe_rs.errors import Error, RankError, ScheduleError, UsageError, Violation
+from dualpipe_rs.local import run_local
+
+if TYPE_CHECKING:
+    from dualpipe_rs import utils
+    from dualpipe_rs.partitioning import partition
+    from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
+    from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
+
+# Where the names that need torch live.
+_LAZY = {
+    "DualPipe": "pipeline",
+    "DualPipeV": "pipeline",
+    "Pipeline": "pipeline",
+    "WeightGradStore": "weight_grad",
+    "partition": "partitioning",
+    "split_weight_grad": "weight_grad",
+}
+
+__all__ = [
+    "Costs",
+    "DualPipe",
+    "DualPipeV",
+    "Error",
+    "LocalGroup",
+    "Pipeline",
+    "Program",
+    "RankError",
+    "Schedule",
+    "ScheduleError",
+    "Timeline",
+    "UsageError",
+    "Violation",
+    "WeightGradStore",
+    "partition",
+    "run_local",
+    "schedule",
+    "schedule_names",
+    "split_weight_grad",
+    "utils",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "utils":
+        return importlib.import_module("dualpipe_rs.utils")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dualpipe_rs' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"dualpipe_rs.{_LAZY[name]}")
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            raise ModuleNotFoundError(
+                f"dualpipe_rs.{name} needs PyTorch: pip install 'dualpipe_rs[torch]'", name="torch"
+            ) from error
+        raise
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,82 @@
+"""The helpers of DeepSeek's ``dualpipe.utils``, under the names that scripts import.
+
+They cut a batch into microbatches, put outputs together again and run a backward. The weight-gradient
+store is :mod:`dualpipe_rs.weight_grad`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualpipe_rs.errors import UsageError
+from dualpipe_rs.weight_grad import WeightGradStore
+
+__all__ = ["WeightGradStore", "cat_tensor", "chunk_tensor", "gather", "run_backward", "scatter"]
+
+Tensors = Tensor | Sequence[Tensor | None]
+
+
+def run_backward(tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor | None]) -> None:
+    """Adds to ``.grad`` of every leaf that ``tensors`` depend on, given the gradients of ``tensors``.
+
+    Args:
+        tensors: outputs of a forward.
+        grad_tensors: their gradients, each of its output's shape; ``None`` for a scalar output.
+    """
+    torch.autograd.backward(tuple(tensors), tuple(grad_tensors))
+
+
+def chunk_tensor(x: Tensor | None, chunks: int, dim: int) -> Sequence[Tensor | None]:
+    """Cuts ``x`` into ``chunks`` views along ``dim``; ``None`` gives that many ``None``."""
+    return [None] * chunks if x is None else x.tensor_split(chunks, dim=dim)
+
+
+def cat_tensor(x: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    """Joins what :func:`chunk_tensor` cut; ``None`` where the parts are ``None``."""
+    if len(x) == 1 or x[0] is None:
+        return x[0]
+    return torch.cat([part for part in x if part is not None], dim=dim)
+
+
+def scatter(inputs: Tensors, chunks: int, dim: int) -> list[tuple[Tensor | None, ...]]:
+    """Cuts each tensor into ``chunks`` along ``dim``: a tuple of arguments for each microbatch.
+
+    Raises:
+        UsageError: an argument is no tensor or ``None``, or its size along ``dim`` is no multiple of
+            ``chunks``.
+    """
+    batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for index, x in enumerate(batch):
+        _check_divides(index, x, chunks, dim)
+    if not batch:
+        return [()] * chunks
+    return list(zip(*(chunk_tensor(x, chunks, dim) for x in batch), strict=True))
+
+
+def _check_divides(index: int, x: Any, chunks: int, dim: int) -> None:
+    if x is None:
+        return
+    if not isinstance(x, Tensor):
+        raise UsageError(
+            f"argument {index} is of type {type(x).__name__}; a batch is made of tensors and None"
+        )
+    if not -x.dim() <= dim < x.dim():
+        raise UsageError(
+            f"argument {index} has {x.dim()} dimensions, so it cannot be cut along batch_dim={dim}"
+        )
+    if x.shape[dim] % chunks or x.shape[dim] == 0:
+        nearest = max(1, round(x.shape[dim] / chunks)) * chunks
+        raise UsageError(
+            f"argument {index} has size {x.shape[dim]} along dimension {dim}, which does not divide into "
+            f"{chunks} microbatches of equal size; the nearest size that does is {nearest}"
+        )
+
+
+def gather(micro_outputs: Sequence[Tensors], dim: int) -> tuple[Tensor | None, ...]:
+    """Joins the outputs of all microbatches along ``dim``: one tensor for each output of the model."""
+    outputs = [(out,) if isinstance(out, Tensor) else tuple(out) for out in micro_outputs]
+    return tuple(cat_tensor(parts, dim) for parts in zip(*outputs, strict=True))

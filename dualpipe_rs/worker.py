@@ -1,0 +1,242 @@
+"""What one rank computes in one step: the slots of its row, with torch's autograd.
+
+The Rust interpreter calls the five methods in the order of the schedule and carries what they return
+to the rank that needs it. This module knows nothing of ranks, sends or orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dualpipe_rs.utils import run_backward
+from dualpipe_rs.weight_grad import Store, set_current
+
+#: What travels between stages: the outputs of a stage, or the gradients for its inputs.
+Values = tuple[Tensor | None, ...]
+Criterion = Callable[..., Tensor]
+
+
+@dataclass
+class Batch:
+    """A rank's share of a step: microbatches by their index."""
+
+    inputs: Mapping[int, Values] = field(default_factory=dict)
+    labels: Mapping[int, Values] = field(default_factory=dict)
+
+
+@dataclass
+class _Held:
+    """What a forward leaves for its backward."""
+
+    inputs: Values
+    outputs: Values
+    loss: Tensor | None
+
+
+class Worker:
+    """Computes the slots of one rank in one step.
+
+    Args:
+        modules: the rank's stages, by stage index.
+        num_stages: of the whole model.
+        batch: inputs of stage 0 and labels of the last stage, where this rank has them.
+        criterion: ``criterion(*outputs, *labels)`` gives a microbatch's loss in the last stage.
+        store: where the rank's weight gradients wait.
+        training: whether backwards will follow; else forwards leave nothing behind.
+        keep_outputs: keep what the last stage returns.
+        around: a context to compute each slot in.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[int, nn.Module],
+        num_stages: int,
+        batch: Batch,
+        criterion: Criterion | None,
+        store: Store,
+        *,
+        training: bool,
+        keep_outputs: bool,
+        around: AbstractContextManager[None] | None = None,
+    ) -> None:
+        self.losses: dict[int, Tensor] = {}
+        self.outputs: dict[int, Values] = {}
+        self._modules = modules
+        self._last = num_stages - 1
+        self._batch = batch
+        self._criterion = criterion
+        self._store = store
+        self._training = training
+        self._keep_outputs = keep_outputs
+        self._around = around or nullcontext()
+        self._held: dict[tuple[int, int], _Held] = {}
+
+    # -- the slots, as the interpreter calls them -------------------------------------------------
+
+    def forward(self, stage: int, microbatch: int, value: Values | None) -> Values | None:
+        """F: takes the outputs of the stage before and returns this stage's, detached."""
+        with self._around:
+            set_current(self._store)
+            inputs = self._inputs(stage, microbatch, value)
+            outputs = _as_values(self._modules[stage](*inputs), stage, microbatch)
+            loss = None
+            if stage == self._last and self._criterion is not None:
+                loss = _checked_loss(
+                    self._criterion(*outputs, *self._batch.labels.get(microbatch, ())), microbatch
+                )
+            return self._hold(stage, microbatch, inputs, outputs, loss)
+
+    def backward(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
+        """B: takes the gradients of this stage's outputs and returns those of its inputs."""
+        with self._around:
+            set_current(self._store)
+            return self._backward(stage, microbatch, grads)
+
+    def backward_input(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
+        """I: like :meth:`backward`, with the weight gradients put off until W."""
+        with self._around, self._store.deferring((stage, microbatch)):
+            return self._backward(stage, microbatch, grads)
+
+    def backward_weight(self, stage: int, microbatch: int) -> None:
+        """W: adds the weight gradients that I put off."""
+        with self._around:
+            self._store.run((stage, microbatch))
+
+    def forward_backward(
+        self,
+        forward_stage: int,
+        forward_microbatch: int,
+        value: Values | None,
+        backward_stage: int,
+        backward_microbatch: int,
+        grads: Values | None,
+    ) -> tuple[Values | None, Values | None]:
+        """A fused pair: the class's ``overlapped_forward_backward`` where it has one, else F, then B."""
+        overlapped = _overlapped(self._modules[forward_stage], self._modules[backward_stage])
+        if overlapped is None:
+            made = self.forward(forward_stage, forward_microbatch, value)
+            return made, self.backward(backward_stage, backward_microbatch, grads)
+        with self._around:
+            set_current(self._store)
+            inputs = self._inputs(forward_stage, forward_microbatch, value)
+            is_last = forward_stage == self._last
+            held = self._held.pop((backward_stage, backward_microbatch))
+            outputs1, grads1 = _with_gradients(held.outputs, grads)
+            outputs0, loss0 = overlapped(
+                self._modules[forward_stage],
+                list(inputs),
+                self._criterion if is_last else None,
+                list(self._batch.labels.get(forward_microbatch, ())) if is_last else [],
+                self._modules[backward_stage],
+                held.loss,
+                outputs1,
+                grads1,
+            )
+            values = _as_values(outputs0, forward_stage, forward_microbatch)
+            loss = _checked_loss(loss0, forward_microbatch) if loss0 is not None else None
+            made = self._hold(forward_stage, forward_microbatch, inputs, values, loss)
+            return made, _input_gradients(backward_stage, held.inputs)
+
+    # -- what they share --------------------------------------------------------------------------
+
+    def _inputs(self, stage: int, microbatch: int, value: Values | None) -> Values:
+        if stage == 0:
+            return self._batch.inputs[microbatch]
+        assert value is not None, "the interpreter hands every other stage its input"
+        return value
+
+    def _hold(
+        self, stage: int, microbatch: int, inputs: Values, outputs: Values, loss: Tensor | None
+    ) -> Values | None:
+        """Keeps what the backward needs; returns what the next stage takes, or ``None`` in the last."""
+        if self._training:
+            # Where there is a loss the backward begins at it, and the outputs need not be kept.
+            self._held[stage, microbatch] = _Held(inputs, outputs if loss is None else (), loss)
+        if stage != self._last:
+            return tuple(_handed_over(t) for t in outputs)
+        if loss is not None:
+            self.losses[microbatch] = loss.detach()
+        if self._keep_outputs:
+            self.outputs[microbatch] = tuple(t if t is None else t.detach() for t in outputs)
+        return None
+
+    def _backward(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
+        held = self._held.pop((stage, microbatch))
+        with _without_autocast():
+            if held.loss is not None:
+                if held.loss.requires_grad:
+                    run_backward((held.loss,), (None,))
+            else:
+                outputs, output_grads = _with_gradients(held.outputs, grads)
+                if outputs:
+                    run_backward(outputs, output_grads)
+        return _input_gradients(stage, held.inputs)
+
+
+def _as_values(returned: Any, stage: int, microbatch: int) -> Values:
+    """A stage returns a tensor, or a list or tuple of tensors and ``None``, at least one of them a tensor."""
+    values = (returned,) if isinstance(returned, Tensor) else returned
+    fits = isinstance(values, (tuple, list)) and all(v is None or isinstance(v, Tensor) for v in values)
+    if fits and any(v is not None for v in values):
+        return tuple(values)
+    kind = type(returned).__name__
+    if isinstance(returned, (tuple, list)):
+        kind += " of " + (", ".join(type(v).__name__ for v in returned) or "nothing")
+    raise TypeError(
+        f"stage {stage} returned {kind} for microbatch {microbatch}; a stage returns a tensor, or a tuple of "
+        "tensors and None with at least one tensor"
+    )
+
+
+def _checked_loss(loss: Any, microbatch: int) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TypeError(
+        f"the criterion returned {what} for microbatch {microbatch}; a loss is a tensor with one element"
+    )
+
+
+def _handed_over(output: Tensor | None) -> Tensor | None:
+    """The same memory without the graph behind it, ready to collect a gradient where there will be one."""
+    return output if output is None else output.detach().requires_grad_(output.requires_grad)
+
+
+def _with_gradients(outputs: Values, grads: Values | None) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that have a gradient, and the gradients."""
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, grads or (), strict=False)
+        if output is not None and grad is not None and output.requires_grad
+    ]
+    return [output for output, _ in pairs], [grad for _, grad in pairs]
+
+
+def _input_gradients(stage: int, inputs: Values) -> Values | None:
+    """What goes back to the stage before; the first stage's inputs are the user's own."""
+    return tuple(t if t is None else t.grad for t in inputs) if stage > 0 else None
+
+
+def _overlapped(module0: nn.Module, module1: nn.Module) -> Callable[..., tuple[Any, Any]] | None:
+    """The class's fused forward & backward, under its name or the one that DeepSeek's first release spelt."""
+    if type(module0) is not type(module1):
+        return None
+    names: Sequence[str] = ("overlapped_forward_backward", "overlaped_forward_backward")
+    return next((found for name in names if (found := getattr(type(module0), name, None))), None)
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    """A backward runs in the types that its forward chose, also where autocast is on around ``step()``."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack

@@ -1,0 +1,32 @@
+//! What the caller can get wrong. A schedule that breaks a rule is not an `Error` but a list of
+//! [`crate::verify::Violation`].
+
+use thiserror::Error as ThisError;
+
+/// The caller broke a contract. Each message says what was wrong and what would be right.
+#[derive(Debug, Clone, PartialEq, ThisError)]
+pub enum Error {
+    #[error("there is no schedule named {name:?}; the names are {known}")]
+    UnknownFamily { name: String, known: String },
+
+    #[error("{family} takes no option {option:?}; {accepted}")]
+    UnknownOption { family: &'static str, option: String, accepted: String },
+
+    #[error("{family} takes {takes}; got {ranks} ranks and {microbatches} microbatches. {nearest}")]
+    IllegalSize {
+        family: &'static str,
+        takes: &'static str,
+        ranks: usize,
+        microbatches: usize,
+        nearest: String,
+    },
+
+    #[error("{ranks} ranks, {stages} stages and {microbatches} microbatches: {why}")]
+    Shape { ranks: usize, stages: usize, microbatches: usize, why: String },
+
+    #[error("line {line}, column {column}: {message}")]
+    Text { line: usize, column: usize, message: String },
+
+    #[error("{name} {problem}")]
+    Cost { name: &'static str, problem: String },
+}

@@ -1,0 +1,276 @@
+//! A schedule as text, both ways: one `#` line with the name, the placement and the sizes, then one
+//! row a rank.
+//!
+//! ```text
+//! # name=dualpipev placement=v ranks=1 stages=2 microbatches=2
+//! 0F0 1F0 0F1 1B0 (1F1;0B0) 1B1 0I1 0W1
+//! ```
+//!
+//! The reader is strict: what it takes, it writes back byte for byte (spaces at the ends of lines
+//! aside), and what it refuses, it refuses with line and column. It never allocates more than a
+//! fixed multiple of the text.
+
+use std::fmt::Write;
+
+use crate::error::Error;
+use crate::schedule::{Action, Kind, Placement, Schedule, Shape, Slot};
+
+const HEADER: &str = "# name=NAME placement=PLACEMENT ranks=N stages=N microbatches=N";
+
+/// Writes the `#` line and the rows, each line ended by a newline.
+pub fn write(schedule: &Schedule) -> String {
+    let shape = schedule.shape();
+    let mut text = format!(
+        "# name={} placement={} ranks={} stages={} microbatches={}",
+        schedule.name(),
+        shape.placement().name(),
+        shape.ranks(),
+        shape.stages(),
+        shape.microbatches(),
+    );
+    text.push_str(if shape.forward_only() { " forward_only=true\n" } else { "\n" });
+    for row in schedule.rows() {
+        for (index, slot) in row.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            let _ = write!(text, "{space}{slot}"); // writing to a String cannot fail
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Reads what [`write`] writes.
+pub fn read(text: &str) -> Result<Schedule, Error> {
+    let mut lines = text.lines().enumerate().map(|(index, line)| Line { number: index + 1, text: line });
+    let first = lines.next().unwrap_or(Line { number: 1, text: "" });
+    let header = Header::read(first)?;
+    let written = text.trim_end().lines().count().max(1) - 1;
+    let rows = lines
+        .take(written)
+        .map(|line| row(line, &header.shape))
+        .collect::<Result<Vec<Vec<Slot>>, Error>>()?;
+    let (found, ranks) = (rows.len(), header.shape.ranks());
+    if found != ranks {
+        let message = format!("the first line says ranks={ranks}, and there are {found} rows");
+        return Err(first.error(0, message));
+    }
+    let schedule = Schedule::new(header.name, header.shape, rows)?;
+    let actions: usize = schedule.rows().iter().flatten().map(|slot| slot.actions().count()).sum();
+    let forwards = header.shape.tensors() / 2;
+    if actions < forwards {
+        // So that the tables of the verifier are never larger than a multiple of the text.
+        let message = format!("these sizes take {forwards} forwards, and there are {actions} actions");
+        return Err(first.error(0, message));
+    }
+    Ok(if header.forward_only { schedule.forward_only() } else { schedule })
+}
+
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    number: usize,
+    text: &'a str,
+}
+
+impl<'a> Line<'a> {
+    /// The words of the line, each with its byte offset.
+    fn tokens(self) -> impl Iterator<Item = (usize, &'a str)> {
+        let base = self.text.as_ptr() as usize;
+        self.text.split_ascii_whitespace().map(move |word| (word.as_ptr() as usize - base, word))
+    }
+
+    fn error(self, offset: usize, message: impl Into<String>) -> Error {
+        Error::Text {
+            line: self.number,
+            column: offset + 1,
+            message: message.into(),
+        }
+    }
+}
+
+struct Header {
+    name: String,
+    shape: Shape,
+    forward_only: bool,
+}
+
+impl Header {
+    fn read(line: Line) -> Result<Header, Error> {
+        let mut tokens = line.tokens();
+        if tokens.next().map(|(_, word)| word) != Some("#") {
+            let message = format!("a schedule begins with a line {HEADER:?}");
+            return Err(line.error(0, message));
+        }
+        let mut fields: [Option<(usize, &str)>; 6] = [None; 6];
+        const NAMES: [&str; 6] = ["name", "placement", "ranks", "stages", "microbatches", "forward_only"];
+        for (offset, word) in tokens {
+            let known = word
+                .split_once('=')
+                .and_then(|(key, value)| Some((NAMES.iter().position(|&n| n == key)?, value)));
+            match known {
+                Some((field, value)) if fields[field].is_none() => {
+                    fields[field] = Some((offset + NAMES[field].len() + 1, value));
+                }
+                Some(_) => return Err(line.error(offset, format!("{word:?} is given twice"))),
+                None => {
+                    let message = format!("{word:?} is not a field of the line {HEADER:?}");
+                    return Err(line.error(offset, message));
+                }
+            }
+        }
+        let field = |index: usize| {
+            fields[index]
+                .ok_or_else(|| line.error(0, format!("{}= is missing from {HEADER:?}", NAMES[index])))
+        };
+        let number = |index: usize| {
+            let (offset, value) = field(index)?;
+            let number = small_number(value)
+                .ok_or_else(|| line.error(offset, format!("{value:?} is not a whole number below 10⁹")))?;
+            Ok(number as usize)
+        };
+        let (offset, name) = field(1)?;
+        let placement: Placement = name.parse().map_err(|why: String| line.error(offset, why))?;
+        let shape = Shape::new(placement, number(2)?, number(3)?, number(4)?)
+            .map_err(|why| line.error(0, why.to_string()))?;
+        let forward_only = match fields[5] {
+            None => false,
+            Some((_, "true")) => true,
+            Some((offset, value)) => {
+                let message = format!("forward_only={value} is not forward_only=true");
+                return Err(line.error(offset, message));
+            }
+        };
+        Ok(Header { name: field(0)?.1.to_string(), shape, forward_only })
+    }
+}
+
+/// A number without sign or leading zeros, of at most nine digits.
+fn small_number(digits: &str) -> Option<u32> {
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let leading_zero = digits.len() > 1 && digits.starts_with('0');
+    if !plain || leading_zero || digits.len() > 9 {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+fn row(line: Line, shape: &Shape) -> Result<Vec<Slot>, Error> {
+    let slots = line
+        .tokens()
+        .map(|(offset, word)| {
+            let slot = slot(line, offset, word)?;
+            match slot.actions().find(|&action| !shape.contains(action)) {
+                None => Ok(slot),
+                Some(action) => Err(line.error(offset, out_of_range(shape, action))),
+            }
+        })
+        .collect::<Result<Vec<Slot>, Error>>()?;
+    if slots.is_empty() {
+        return Err(line.error(0, "this row is empty; every rank has something to compute"));
+    }
+    Ok(slots)
+}
+
+fn out_of_range(shape: &Shape, action: Action) -> String {
+    format!(
+        "{action} is out of range: stages are 0 to {} and microbatches 0 to {}",
+        shape.stages() - 1,
+        shape.microbatches() - 1
+    )
+}
+
+fn slot(line: Line, offset: usize, word: &str) -> Result<Slot, Error> {
+    let Some(inner) = word.strip_prefix('(') else {
+        return Ok(Slot::One(action(line, offset, word)?));
+    };
+    let pair = inner.strip_suffix(')').and_then(|inner| inner.split_once(';'));
+    let Some((first, second)) = pair else {
+        let message = format!("{} is not a pair such as (0F7;7B3)", quote(word));
+        return Err(line.error(offset, message));
+    };
+    let first_action = action(line, offset + 1, first)?;
+    let second_action = action(line, offset + 2 + first.len(), second)?;
+    if (first_action.kind, second_action.kind) != (Kind::F, Kind::B) {
+        let message = format!("{} does not fuse a forward (first) with a full backward", quote(word));
+        return Err(line.error(offset, message));
+    }
+    Ok(Slot::Pair(first_action, second_action))
+}
+
+fn action(line: Line, offset: usize, word: &str) -> Result<Action, Error> {
+    let parse = || {
+        let letter = word.find(|c: char| !c.is_ascii_digit())?;
+        let kind = Kind::from_letter(word[letter..].chars().next()?)?;
+        let stage = small_number(&word[..letter]).filter(|_| letter > 0)?;
+        let microbatch = small_number(word.get(letter + 1..)?).filter(|_| word.len() > letter + 1)?;
+        Some(Action::new(stage.try_into().ok()?, kind, microbatch))
+    };
+    parse().ok_or_else(|| {
+        let message =
+            format!("{} is not an action such as 2F0 (stage, one of F I W B, microbatch)", quote(word));
+        line.error(offset, message)
+    })
+}
+
+/// The word for a message, cut where it is long: a hostile row can be one word of gigabytes.
+fn quote(word: &str) -> String {
+    match word.char_indices().nth(40) {
+        None => format!("{word:?}"),
+        Some((end, _)) => format!("{:?}…", &word[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TEXT: &str = "# name=dualpipev placement=v ranks=1 stages=2 microbatches=2\n\
+                        0F0 1F0 0F1 1B0 (1F1;0B0) 1B1 0I1 0W1\n";
+
+    #[test]
+    fn round_trips() {
+        assert_eq!(write(&read(TEXT).unwrap()), TEXT);
+        let forward = read(TEXT).unwrap().forward_only();
+        assert_eq!(read(&write(&forward)).unwrap(), forward);
+    }
+
+    #[test]
+    fn says_line_and_column() {
+        for (from, to, line, column) in [
+            ("1B1", "0F0garbage", 2, 27),
+            ("1B1", "1X1", 2, 27),
+            ("1B1", "B1", 2, 27),
+            ("1B1", "1B", 2, 27),
+            ("1B1", "01B1", 2, 27),
+            ("1B1", "1B4294967296", 2, 27),
+            ("1B1", "2B1", 2, 27),
+            ("1B1", "1B2", 2, 27),
+            ("0F0 1F0 0F1 1B0 (1F1;0B0) 1B1 0I1 0W1", "", 1, 1),
+            ("0F0 1F0 0F1 1B0 (1F1;0B0) 1B1 0I1 0W1", "0F0", 1, 1),
+            ("0F0", "\n0F0", 2, 1),
+            ("0B0)", "0B0", 2, 17),
+            (";0B0)", ";0F0)", 2, 17),
+            ("placement=v", "placement=u", 1, 28),
+            ("ranks=1", "ranks=2", 1, 1),
+            ("ranks=1", "ranks=-1", 1, 36),
+            ("ranks=1 ", "", 1, 1),
+            ("ranks=1", "ranks=1 ranks=1", 1, 38),
+            ("# name", "name", 1, 1),
+        ] {
+            let text = TEXT.replacen(from, to, 1);
+            match read(&text) {
+                Err(Error::Text { line: l, column: c, .. }) => assert_eq!((l, c), (line, column), "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "(# name=x placement=(v|looped) ranks=[0-9]{1,3} stages=[0-9]{1,10} microbatches=[0-9]{1,12}\n)?[0-9FIWB();# \n\\PC]{0,80}") {
+            if let Ok(schedule) = read(&text) {
+                prop_assert_eq!(read(&write(&schedule)).unwrap(), schedule);
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Pipeline-parallel schedules as data.
+//!
+//! ```text
+//! generate ─► Schedule ─► verify ─► Verified ─┬─► simulate(costs) ─► Timeline (predicted)
+//!                ▲                            └─► lower ─► Program ─► execute ─► Timeline (measured)
+//!               text
+//! ```
+//!
+//! Read in this order: [`schedule`], [`generate`] (`dualpipe.rs` first), [`verify`], [`simulate`],
+//! [`lower`], [`execute`]. Dependencies between these point one way; `python/` converts and does
+//! nothing else, and nothing imports it.
+//!
+//! | word | means |
+//! |---|---|
+//! | rank | a process, thread or device of the pipeline group |
+//! | stage | global index of a slice of the model |
+//! | microbatch | index of a piece of the batch |
+//! | F, I, W, B | forward; backward for the input; backward for the weights; full backward (I then W) |
+//! | slot | one cell of a rank's row: an action, or a fused forward & backward pair |
+//! | placement | (stage, microbatch) → rank |
+//! | tensor | what one stage hands to another: an output (of an F) or a gradient (of an I or B) |
+//! | Schedule / Program | compute order only / with sends and receives |
+
+pub mod costs;
+pub mod error;
+pub mod execute;
+pub mod formats;
+pub mod generate;
+pub mod lower;
+pub mod schedule;
+pub mod simulate;
+pub mod timeline;
+pub mod verify;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use costs::Costs;
+pub use error::Error;
+pub use lower::Program;
+pub use schedule::Schedule;
+pub use timeline::Timeline;
+pub use verify::Verified;

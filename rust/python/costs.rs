@@ -1,0 +1,116 @@
+//! `Costs`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::errors::UsageError;
+use crate::costs::{Costs, PerStage};
+
+/// What an action, a pair and a hop cost, in a unit of time of your own.
+///
+/// `forward`, `backward_input`, `backward_weight` (default 1) and `backward` (a full backward; default I + W)
+/// are numbers, or sequences of one number a stage. `overlap` is the cost of a fused pair (default F + B
+/// of its two stages: nothing gained), `p2p` of one hop between ranks. UsageError for a negative, infinite
+/// or NaN cost.
+#[pyclass(frozen, eq, name = "Costs", module = "dualpipe_rs")]
+#[derive(PartialEq)]
+pub struct PyCosts(pub Costs);
+
+#[pymethods]
+impl PyCosts {
+    #[new]
+    #[pyo3(signature = (forward = None, backward_input = None, backward_weight = None, *, backward = None, overlap = None, p2p = 0.0))]
+    fn new(
+        forward: Option<&Bound<'_, PyAny>>,
+        backward_input: Option<&Bound<'_, PyAny>>,
+        backward_weight: Option<&Bound<'_, PyAny>>,
+        backward: Option<&Bound<'_, PyAny>>,
+        overlap: Option<f64>,
+        p2p: f64,
+    ) -> PyResult<Self> {
+        let unit = PerStage::Uniform(1.0);
+        let costs = Costs {
+            forward: per_stage("forward", forward)?.unwrap_or(unit.clone()),
+            backward_input: per_stage("backward_input", backward_input)?.unwrap_or(unit.clone()),
+            backward_weight: per_stage("backward_weight", backward_weight)?.unwrap_or(unit),
+            backward: per_stage("backward", backward)?,
+            overlap,
+            p2p,
+        };
+        costs.check()?;
+        Ok(PyCosts(costs))
+    }
+
+    #[getter]
+    fn forward<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.forward)
+    }
+
+    #[getter]
+    fn backward_input<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.backward_input)
+    }
+
+    #[getter]
+    fn backward_weight<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.backward_weight)
+    }
+
+    #[getter]
+    fn backward<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.0.backward.as_ref().map(|cost| given(py, cost)).transpose()
+    }
+
+    #[getter]
+    fn overlap(&self) -> Option<f64> {
+        self.0.overlap
+    }
+
+    #[getter]
+    fn p2p(&self) -> f64 {
+        self.0.p2p
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let show = |cost: &PerStage| given(py, cost)?.repr().map(|text| text.to_string());
+        let optional = |cost: &Option<PerStage>| cost.as_ref().map_or(Ok("None".to_string()), show);
+        Ok(format!(
+            "Costs(forward={}, backward_input={}, backward_weight={}, backward={}, overlap={}, p2p={})",
+            show(&self.0.forward)?,
+            show(&self.0.backward_input)?,
+            show(&self.0.backward_weight)?,
+            optional(&self.0.backward)?,
+            self.0.overlap.map_or("None".to_string(), |overlap| overlap.to_string()),
+            self.0.p2p
+        ))
+    }
+}
+
+/// A number, or a sequence (list, tuple, numpy array, ...) of one number a stage.
+fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<PerStage>> {
+    let Some(value) = value else { return Ok(None) };
+    if let Ok(number) = value.extract::<f64>() {
+        return Ok(Some(PerStage::Uniform(number)));
+    }
+    let numbers = || {
+        if value.is_instance_of::<PyString>() {
+            return None;
+        }
+        let items = value.try_iter().ok()?;
+        items.map(|item| item?.extract::<f64>()).collect::<PyResult<Vec<f64>>>().ok()
+    };
+    match numbers() {
+        Some(numbers) => Ok(Some(PerStage::Each(numbers))),
+        None => Err(UsageError::new_err(format!(
+            "{name} is {}; a cost is a number, or a sequence of one number a stage",
+            value.repr()?
+        ))),
+    }
+}
+
+fn given<'py>(py: Python<'py>, cost: &PerStage) -> PyResult<Bound<'py, PyAny>> {
+    match cost {
+        PerStage::Uniform(cost) => Ok(cost.into_pyobject(py)?.into_any()),
+        PerStage::Each(costs) => costs.into_pyobject(py),
+    }
+}

@@ -1,0 +1,22 @@
+//! The extension module `dualpipe_rs._core`: classes and functions that convert and do nothing else.
+
+use pyo3::prelude::*;
+
+mod costs;
+mod errors;
+mod local_group;
+mod schedule;
+mod timeline;
+
+#[pymodule]
+#[pyo3(name = "_core")]
+mod core_module {
+    #[pymodule_export]
+    use super::costs::PyCosts;
+    #[pymodule_export]
+    use super::local_group::{PyLocalGroup, local_groups};
+    #[pymodule_export]
+    use super::schedule::{PyProgram, PySchedule, schedule, schedule_names};
+    #[pymodule_export]
+    use super::timeline::PyTimeline;
+}

@@ -1,0 +1,258 @@
+//! `Schedule` and `Program`.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::costs::PyCosts;
+use super::errors::{UsageError, check_p2p, count, schedule_error};
+use super::timeline::PyTimeline;
+use crate::formats::text;
+use crate::generate;
+use crate::lower::{Program, lower};
+use crate::schedule::{Microbatch, Rank, Schedule, Stage};
+use crate::simulate::simulate;
+use crate::verify::{Verified, Violations, verify};
+
+/// A compute order for every rank: which slots it computes, in which order; no time, no sends.
+///
+/// Made by `dualpipe_rs.schedule(...)` or `Schedule.from_text(...)`. Equal schedules compare and hash equal.
+/// A slot is an action such as `"2F0"` (stage 2, forward, microbatch 0; F, I, W, B are forward, backward
+/// for the input, backward for the weights, and both) or a fused pair such as `"(0F7;7B3)"`.
+#[pyclass(frozen, eq, hash, name = "Schedule", module = "dualpipe_rs")]
+pub struct PySchedule {
+    schedule: Arc<Schedule>,
+    verified: OnceLock<Result<Verified, Box<Violations>>>,
+    program: OnceLock<Arc<Program>>,
+}
+
+impl PartialEq for PySchedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.schedule == other.schedule
+    }
+}
+
+impl Hash for PySchedule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.schedule.hash(state);
+    }
+}
+
+impl PySchedule {
+    fn new(schedule: Schedule) -> Self {
+        PySchedule {
+            schedule: Arc::new(schedule),
+            verified: OnceLock::new(),
+            program: OnceLock::new(),
+        }
+    }
+
+    /// Verifies once; the verdict is kept.
+    pub fn verified(&self, py: Python<'_>) -> PyResult<&Verified> {
+        let verdict = py.detach(|| self.verified.get_or_init(|| verify(self.schedule.clone())));
+        verdict.as_ref().map_err(|violations| schedule_error(py, &self.schedule, violations))
+    }
+
+    /// Lowers once; the program is kept.
+    pub fn program(&self, py: Python<'_>) -> PyResult<Arc<Program>> {
+        let verified = self.verified(py)?;
+        Ok(py.detach(|| self.program.get_or_init(|| Arc::new(lower(verified))).clone()))
+    }
+
+    /// The same for the same schedule, in whichever rank's hands.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.schedule.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub fn describe(&self) -> String {
+        self.schedule.describe()
+    }
+
+    fn checked_rank(&self, rank: i64) -> PyResult<Rank> {
+        let ranks = self.schedule.shape().ranks();
+        usize::try_from(rank).ok().filter(|&rank| rank < ranks).ok_or_else(|| {
+            UsageError::new_err(format!("rank {rank} is out of range: ranks are 0 to {}", ranks - 1))
+        })
+    }
+}
+
+#[pymethods]
+impl PySchedule {
+    /// The family's name, such as `"dualpipe"`.
+    #[getter]
+    fn name(&self) -> &str {
+        self.schedule.name()
+    }
+
+    /// Which rank holds which stage: `"linear"`, `"looped"`, `"v"`, `"wave"` or `"bidirectional"`.
+    #[getter]
+    fn placement(&self) -> &'static str {
+        self.schedule.shape().placement().name()
+    }
+
+    /// How many ranks compute.
+    #[getter]
+    fn num_ranks(&self) -> usize {
+        self.schedule.shape().ranks()
+    }
+
+    /// How many stages the model is cut into.
+    #[getter]
+    fn num_stages(&self) -> usize {
+        self.schedule.shape().stages()
+    }
+
+    /// How many microbatches a step has, over all directions.
+    #[getter]
+    fn num_microbatches(&self) -> usize {
+        self.schedule.shape().microbatches()
+    }
+
+    /// The stages that `rank` holds, in the order of its modules: under DualPipe (r, p-1-r), under
+    /// DualPipeV (r, 2p-1-r). UsageError for a rank out of range.
+    fn stages_of(&self, rank: i64) -> PyResult<Vec<Stage>> {
+        Ok(self.schedule.shape().stages_of(self.checked_rank(rank)?))
+    }
+
+    /// The rank that computes `stage` for `microbatch`. UsageError for either out of range.
+    fn rank_of(&self, stage: i64, microbatch: i64) -> PyResult<Rank> {
+        let shape = self.schedule.shape();
+        let stage_in = usize::try_from(stage).ok().filter(|&stage| stage < shape.stages());
+        let microbatch_in = usize::try_from(microbatch).ok().filter(|&m| m < shape.microbatches());
+        match (stage_in, microbatch_in) {
+            (Some(stage), Some(microbatch)) => Ok(shape.rank_of(stage as Stage, microbatch as Microbatch)),
+            _ => Err(UsageError::new_err(format!(
+                "stage {stage}, microbatch {microbatch} is out of range: stages are 0 to {} and \
+                 microbatches 0 to {}",
+                shape.stages() - 1,
+                shape.microbatches() - 1
+            ))),
+        }
+    }
+
+    /// The slots of one rank in order, as text. UsageError for a rank out of range.
+    fn rank(&self, rank: i64) -> PyResult<Vec<String>> {
+        Ok(self.schedule.rows()[self.checked_rank(rank)?].iter().map(ToString::to_string).collect())
+    }
+
+    /// One `#` line with name, placement and sizes, then one row a rank; `from_text` reads it back.
+    fn to_text(&self) -> String {
+        text::write(&self.schedule)
+    }
+
+    /// Reads what `to_text` writes, strictly; does not verify it. UsageError with line and column.
+    #[staticmethod]
+    fn from_text(py: Python<'_>, text: &str) -> PyResult<Self> {
+        Ok(PySchedule::new(py.detach(|| text::read(text))?))
+    }
+
+    /// The same order with the forwards alone: inference.
+    fn forward_only(&self) -> Self {
+        PySchedule::new(self.schedule.forward_only())
+    }
+
+    /// Proves that every action stands once, on its rank, after what it needs, and that no ranks wait for
+    /// each other. Under `p2p="eager"` a tensor sent arrives and holds nobody. ScheduleError, whose
+    /// `.violations` lists every rule broken and where.
+    #[pyo3(signature = (p2p = "eager"))]
+    fn verify(&self, py: Python<'_>, p2p: &str) -> PyResult<()> {
+        check_p2p(p2p)?;
+        self.verified(py).map(|_| ())
+    }
+
+    /// The Timeline that these costs give (default: every action 1), in their unit of time. Each slot starts
+    /// as soon as its rank is free and what it needs has come. ScheduleError if a rule
+    /// is broken, UsageError if the costs do not fit the stages.
+    #[pyo3(signature = (costs = None, *, p2p = "eager"))]
+    fn simulate(&self, py: Python<'_>, costs: Option<&PyCosts>, p2p: &str) -> PyResult<PyTimeline> {
+        check_p2p(p2p)?;
+        let verified = self.verified(py)?;
+        let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
+        Ok(PyTimeline::new(py.detach(|| simulate(verified, &costs))?))
+    }
+
+    /// The Program: this order with its sends and receives. ScheduleError if a rule is broken.
+    #[pyo3(signature = (p2p = "eager"))]
+    fn lower(&self, py: Python<'_>, p2p: &str) -> PyResult<PyProgram> {
+        check_p2p(p2p)?;
+        Ok(PyProgram(self.program(py)?))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Schedule {}>", self.schedule.describe())
+    }
+
+    fn __str__(&self) -> String {
+        self.to_text()
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
+        Ok((py.get_type::<PySchedule>().getattr("from_text")?, (self.to_text(),)))
+    }
+}
+
+/// A schedule with its sends and receives, as `Schedule.lower()` gives it; `print` shows it.
+///
+/// `post 0F1<2` makes room for the output of stage 0 for microbatch 1 from rank 2, `wait` goes on once it
+/// is here, `send 0F1>3` hands it to rank 3; a gradient is named by the backward that makes it.
+#[pyclass(frozen, name = "Program", module = "dualpipe_rs")]
+pub struct PyProgram(Arc<Program>);
+
+#[pymethods]
+impl PyProgram {
+    /// How many ranks run it.
+    #[getter]
+    fn num_ranks(&self) -> usize {
+        self.0.rows().len()
+    }
+
+    /// The instructions of one rank, as text. UsageError for a rank out of range.
+    fn rank(&self, rank: i64) -> PyResult<Vec<String>> {
+        let rows = self.0.rows();
+        let row = usize::try_from(rank).ok().and_then(|rank| rows.get(rank)).ok_or_else(|| {
+            UsageError::new_err(format!("rank {rank} is out of range: ranks are 0 to {}", rows.len() - 1))
+        })?;
+        Ok(row.iter().map(ToString::to_string).collect())
+    }
+
+    fn __str__(&self) -> String {
+        let row = |(rank, row): (usize, &Vec<_>)| {
+            let words: Vec<String> = row.iter().map(ToString::to_string).collect();
+            format!("rank {rank}: {}\n", words.join(", "))
+        };
+        self.0.rows().iter().enumerate().map(row).collect()
+    }
+}
+
+/// The names of the published schedules, as `schedule()` takes them.
+#[pyfunction]
+pub fn schedule_names() -> Vec<&'static str> {
+    generate::names().collect()
+}
+
+/// The published schedule of this name for `num_ranks` ranks and `num_microbatches` microbatches (over all
+/// directions). Sources: "gpipe" arXiv 1811.06965, "1f1b" arXiv 1806.03377 and 2104.04473, "dualpipe"
+/// arXiv 2412.19437, "dualpipev" github.com/deepseek-ai/DualPipe. UsageError for an unknown name or
+/// option, or a size that the family cannot take; it names the nearest legal one.
+#[pyfunction]
+#[pyo3(signature = (name, num_ranks, num_microbatches, **options))]
+pub fn schedule(
+    py: Python<'_>,
+    name: &str,
+    num_ranks: i64,
+    num_microbatches: i64,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<PySchedule> {
+    let ranks = count("num_ranks", num_ranks)?;
+    let microbatches = count("num_microbatches", num_microbatches)?;
+    let options = match options {
+        Some(options) => options.keys().extract::<Vec<String>>()?,
+        None => Vec::new(),
+    };
+    let schedule = py.detach(|| generate::generate(name, ranks, microbatches, &options))?;
+    Ok(PySchedule::new(schedule))
+}
