@@ -64,10 +64,12 @@ def main() -> None:
     arguments = _arguments()
     rounds = 3 if arguments.quick else 11
     print(_machine() + "\n")
+    others = Others()
     with one_intra_op_thread():
         measured = [measure(size, rounds) for size in SIZES]
     print(table(measured) + "\n")
     print("Times: median and quartiles of all steps. Ratios: the median over rounds of the ratio in a round.")
+    print(others.report())
     print("\n".join(bound(m) for m in measured))
     if arguments.json:
         arguments.json.write_text(json.dumps(_record(measured), indent=1) + "\n")
@@ -127,6 +129,25 @@ def bound(m: Measured) -> str:
         f"{m.bubble:.1%}; control + bubble = {limit:.1f} ms, and local threads is {distance:+.1%} from it "
         "(median over the rounds)."
     )
+
+
+class Others:
+    """The processor time that was not ours while this object lived: a table made in company is worth less."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def report(self) -> str:
+        wall, machine, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        cores = (machine - own) / wall
+        return f"Other processes of the machine kept {cores:.2f} of {os.cpu_count()} cores busy meanwhile."
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds of the clock, of all cores not idle, and of this process and its ended children (Linux)."""
+        user, nice, system, _idle, _iowait, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
+        machine = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return own.elapsed, machine, sum(own[:4])
 
 
 def _arguments() -> argparse.Namespace:

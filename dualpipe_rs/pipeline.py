@@ -334,8 +334,8 @@ def _checked_modules(
         raise UsageError(f"modules holds a {type(wrong).__name__}; each stage is a torch.nn.Module")
     if len(given) != len(stages):
         raise UsageError(
-            f"rank {rank} was given {len(given)} modules; under {schedule.name} on {schedule.num_ranks} ranks "
-            f"it holds stages {', '.join(map(str, stages))}: one module each"
+            f"rank {rank} was given {len(given)} modules; under {schedule.name} on {schedule.num_ranks} "
+            f"ranks it holds stages {', '.join(map(str, stages))}: one module each"
         )
     return given
 

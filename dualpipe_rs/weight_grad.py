@@ -108,10 +108,11 @@ class Store:
         if key is not None and key in self._keyed:
             raise RuntimeError(f"A W still waits under the key {key!r}; run(key) before collecting another.")
         kept, self._open = self._open, deque()
+        before = current()
+        set_current(self)
         try:
             self.enabled = True
-            with self.current():
-                yield
+            yield
             if key is None:
                 self._queue.append(self._open)
             else:
@@ -119,6 +120,7 @@ class Store:
         finally:
             self.enabled = False
             self._open = kept
+            set_current(before)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[Store]:
@@ -133,12 +135,7 @@ class Store:
 
 def _run(fns: deque[Callable[[], object]]) -> None:
     """Runs closures in the order they were put, without autograd and autocast, letting go of each."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if torch._C._is_any_autocast_enabled():
-            for device in ("cpu", "cuda", "xpu", "mps"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+    with torch.no_grad(), torch._C._DisableAutocast():
         while fns:
             fns.popleft()()
 
@@ -607,9 +604,11 @@ def _group_norm_forward(m: nn.GroupNorm, input: Any) -> Any:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x`, copied only where its memory is in neither of the two orders that batch norm's kernels take."""
+    """`x`, copied where its memory is in neither of the orders that cuDNN takes; CPU kernels take any."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    return x if last is not None and x.is_contiguous(memory_format=last) else x.contiguous()
+    if x.is_cpu or (last is not None and x.is_contiguous(memory_format=last)):
+        return x
+    return x.contiguous()
 
 
 def _batch_norm_forward(m: Any, input: Any) -> Any:
