@@ -446,9 +446,7 @@ def _batch_norm_run(x: Tensor, w: Tensor, b: Tensor, opts: _BatchNorm, needs: An
     out, *stats, opts.kernel = torch._batch_norm_impl_index(
         x, w, b, *opts.running, opts.training, opts.factor, opts.eps, torch.backends.cudnn.enabled
     )
-    if opts.training:  # the running ones are up to date: neither for the backward nor for a rerun
-        opts.running = (None, None)
-    return out, (x, w, *opts.running, *stats)
+    return out, (x, w, *((None, None) if opts.training else opts.running), *stats)
 
 
 def _batch_norm_grads(g: Tensor, saved: Any, opts: _BatchNorm, mask: Any) -> _Grads:
@@ -464,10 +462,10 @@ def _batch_norm_grads(g: Tensor, saved: Any, opts: _BatchNorm, mask: Any) -> _Gr
 _LINEAR = _Kind(_linear_run, _linear_grads, _linear_late)
 _CONV = _Kind(_conv_run, _conv_grads)
 _EMBEDDING = _Kind(_embedding_run, _embedding_grads)
-_LAYER_NORM = _Kind(_layer_norm_run, _layer_norm_grads, rerun=True)
+_LAYER_NORM = _Kind(_layer_norm_run, _layer_norm_grads)
 _RMS_NORM = _Kind(_rms_norm_run, _rms_norm_grads, rerun=True)
 _GROUP_NORM = _Kind(_group_norm_run, _group_norm_grads, rerun=True, joint=True)
-_BATCH_NORM = _Kind(_batch_norm_run, _batch_norm_grads, rerun=True, joint=True)
+_BATCH_NORM = _Kind(_batch_norm_run, _batch_norm_grads, joint=True)
 
 # --- the modules ------------------------------------------------------------------------------------------
 

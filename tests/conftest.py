@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,14 @@ def read(rows: Rows, shape: Shape) -> dp.Schedule:
     return dp.Schedule.from_text(text_of(rows, shape))
 
 
+def attempt(text: str) -> dp.Schedule | str:
+    """What a text holds, or why it is refused."""
+    try:
+        return dp.Schedule.from_text(text)
+    except dp.UsageError as error:
+        return str(error)
+
+
 def rows_of(schedule: dp.Schedule) -> Rows:
     return parse("\n".join(" ".join(schedule.rank(rank)) for rank in range(schedule.num_ranks)))
 
@@ -119,6 +128,16 @@ def random_rows(rng: random.Random, shape: Shape) -> Rows:
 def random_schedule(rng: random.Random) -> tuple[Rows, Shape]:
     shape = random_shape(rng)
     return random_rows(rng, shape), shape
+
+
+@cache
+def numbered(seed: int) -> tuple[Rows, Shape]:
+    """A random schedule, made once for all tests: not to be changed."""
+    return random_schedule(random.Random(seed))
+
+
+def copied(rows: Rows) -> Rows:
+    return [[list(slot) for slot in row] for row in rows]
 
 
 def _random_work(rng: random.Random, shape: Shape) -> list[Action]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from conftest import (
     is_legal,
     legal_sizes,
     nearest_size,
+    numbered,
     python,
-    random_schedule,
     read,
     shape_of,
     sizes_of,
@@ -135,7 +134,7 @@ def test_stages_of_the_families() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_placement_equals_the_oracle(seed: int) -> None:
-    rows, shape = random_schedule(random.Random(seed))
+    rows, shape = numbered(seed)
     schedule, expected = read(rows, shape), place(*shape)
     assert shape_of(schedule) == shape
     held: list[set[int]] = [set() for _ in range(shape.ranks)]

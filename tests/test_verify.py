@@ -1,9 +1,9 @@
 """The verifier: each rule by hand, and its verdict on broken schedules beside the oracle's.
 
-Where the two are meant to differ: the verifier looks for deadlock only where no other rule is broken, and then
-names one shortest circle instead of all that stand still; a fused pair of one microbatch is always a bad pair,
-since its backward can only come after its forward; where an action stands twice, or a B beside an I or W, each
-takes another one of them as the first, so that "order" is compared only for actions whose needs stand once.
+Where the two are meant to differ: the verifier looks for deadlock only where no other rule is broken, and
+then names one shortest circle instead of all that stand still; a fused pair of one microbatch is always a bad
+pair, since its backward can only come after its forward; where an action stands twice, or a B beside an I or
+W, each takes another one of them as the first, so that "order" is compared where needs stand once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from conftest import (
     GOLDEN,
     PLACEMENT,
     Shape,
+    attempt,
     cell_of,
-    random_schedule,
+    copied,
+    numbered,
     read,
     sizes_of,
     steady,
@@ -32,21 +34,17 @@ from oracle import Action, Place, Rows, Slot, dependencies, order_of, parse, pla
 
 import dualpipe_rs as dp
 
-LOCATED = ("wrong_rank", "out_of_range", "order")
-
 
 def violations_of(rows: Rows, shape: Shape) -> list[dp.Violation]:
     return violations_in(text_of(rows, shape))
 
 
 def violations_in(text: str) -> list[dp.Violation]:
+    schedule = dp.Schedule.from_text(text)
     try:
-        assert dp.Schedule.from_text(text).verify() is None
+        schedule.verify()
     except dp.ScheduleError as error:
-        assert isinstance(error, dp.Error)
-        assert isinstance(error, ValueError)
-        assert error.violations
-        return error.violations
+        return error.violations or [pytest.fail("an error without a violation")]
     return []
 
 
@@ -93,13 +91,13 @@ BY_HAND: list[tuple[str, str, list[tuple[str, int, int | None, str, str | None]]
         LINEAR_1 + "0F0 0F1 0B1 (0F1;0B0)",
         [("duplicate", 0, 3, "0F1", None)],
     ),
-    ("B beside I and W", LINEAR_1 + "0F0 0F1 0I0 0W0 0B0 0B1", [("mixed", 0, 4, "0B0", None)]),
+    ("B beside I and W", LINEAR_1 + "0F0 0F1 0B0 0I0 0W0 0B1", [("mixed", 0, 2, "0B0", None)]),
     ("B beside I", LINEAR_1 + "0F0 0F1 0B0 0I0 0B1", [("mixed", 0, 2, "0B0", None)]),
     ("B beside W", LINEAR_1 + "0F0 0F1 0B0 0W0 0B1", [("mixed", 0, 2, "0B0", None)]),
     (
         "on another rank",
-        LINEAR_2 + "0F0 0F1 0B0 0B1 1B1\n1F0 1B0 1F1",
-        [("wrong_rank", 0, 4, "1B1", None)],
+        LINEAR_2 + "0F0 0F1 0B0 1B1 0B1\n1F0 1B0 1F1",
+        [("wrong_rank", 0, 3, "1B1", None)],
     ),
     (
         "on the rank of the other direction",
@@ -176,6 +174,7 @@ BY_HAND: list[tuple[str, str, list[tuple[str, int, int | None, str, str | None]]
             ("duplicate", 0, 2, "0F0", None),
             ("missing", 0, None, "0B0", None),
             ("mixed", 1, 1, "1B0", None),
+            ("order", 0, 1, "1F1", "0F1"),
             ("order", 0, 3, "0B1", "0F1"),
         ],
     ),
@@ -200,10 +199,9 @@ def test_by_hand(text: str, expected: list[tuple[str, int, int | None, str, str 
 def test_a_backward_in_a_forward_only_schedule() -> None:
     """Refused on reading or on verifying, but never dropped unsaid."""
     text = LINEAR_2.replace("\n", " forward_only=true\n") + "0F0 0F1 0B0\n1F0 1F1"
-    try:
-        schedule = dp.Schedule.from_text(text)
-    except dp.UsageError as error:
-        assert "line 2, column 9" in str(error)  # noqa: PT017
+    schedule = attempt(text)
+    if isinstance(schedule, str):
+        assert schedule.startswith("line 2, column 9: ")
         return
     assert schedule.rank(0) == ["0F0", "0F1", "0B0"]
     with pytest.raises(dp.ScheduleError) as caught:
@@ -323,10 +321,10 @@ def check(rows: Rows, shape: Shape) -> None:
     if not others:
         check_circle(rows, shape, found, {(e[1], e[2]) for e in expected})
         return
-    assert {v.kind for v in found} == {e[0] for e in others}
     places = places_of(rows)
     check_counted(found, others, places)
-    for kind in ("wrong_rank", "pair"):
+    assert "deadlock" not in {v.kind for v in found}
+    for kind in ("wrong_rank", "out_of_range", "forward_only", "pair"):
         located = {(kind, v.rank, v.slot, *subject_of(v)) for v in found if v.kind == kind}
         assert located == {e for e in others if e[0] == kind}
     check_order(found, others, places, shape)
@@ -365,10 +363,13 @@ def check_counted(found: list[dp.Violation], expected: set[Any], places: dict[Ac
 def check_order(
     found: list[dp.Violation], expected: set[Any], places: dict[Action, list[Place]], shape: Shape
 ) -> None:
+    mixed = {(e[1], e[2]) for e in expected if e[0] == "mixed"}
+
     def clear(action: Action) -> bool:
         needs = dependencies(action, shape.stages)
-        backwards = [[(s, k, m) for k in "IB"] for need in needs for s, kind, m in need if kind in "IB"]
-        return all(sum(len(places.get(a, [])) for a in need) <= 1 for need in needs + backwards)
+        if any((stage, microbatch) in mixed for need in needs for stage, _, microbatch in need):
+            return False
+        return all(sum(len(places.get(a, [])) for a in need) <= 1 for need in needs)
 
     orders = [v for v in found if v.kind == "order"]
     located = {("order", v.rank, v.slot, action_of(v.action)) for v in orders if clear(action_of(v.action))}
@@ -376,11 +377,8 @@ def check_order(
     for v in orders:
         need = action_of(v.needs)
         assert any(rank == v.rank and index >= v.slot for rank, index in places[need])
-        assert any(need in needs or ((need[0], "I", need[2]) in needs) for needs in needs_of(v, shape))
-
-
-def needs_of(violation: dp.Violation, shape: Shape) -> list[list[Action]]:
-    return dependencies(action_of(violation.action), shape.stages)
+        needs = [n for need in dependencies(action_of(v.action), shape.stages) for n in need]
+        assert need in needs or (need[1] == "B" and (need[0], "I", need[2]) in needs)
 
 
 def check_circle(rows: Rows, shape: Shape, found: list[dp.Violation], stalled: set[Place]) -> None:
@@ -480,10 +478,6 @@ def golden_rows() -> list[tuple[Rows, Shape]]:
     return goldens
 
 
-def copied(rows: Rows) -> Rows:
-    return [[list(slot) for slot in row] for row in rows]
-
-
 changes = st.lists(
     st.tuples(st.sampled_from(CHANGES), st.integers(0, 99), st.integers(0, 999), st.integers(0, 999)),
     min_size=1,
@@ -497,10 +491,10 @@ def test_changed_goldens(source: tuple[Rows, Shape], changes: list[Change]) -> N
     check_changed(*source, changes)
 
 
-@settings(steady, max_examples=1500)
-@given(seed=st.integers(0, 2**32), changes=changes)
+@settings(steady, max_examples=1200)
+@given(seed=st.integers(0, 199), changes=changes)
 def test_changed_random_schedules(seed: int, changes: list[Change]) -> None:
-    check_changed(*random_schedule(random.Random(seed)), changes)
+    check_changed(*numbered(seed), changes)
 
 
 def check_changed(rows: Rows, shape: Shape, changes: list[Change]) -> None:
@@ -518,7 +512,7 @@ def check_changed(rows: Rows, shape: Shape, changes: list[Change]) -> None:
 def test_random_orders_are_valid_or_deadlocked(seed: int) -> None:
     """Rows shuffled as far as each row's own needs allow: nothing but deadlock can be wrong."""
     rng = random.Random(seed)
-    rows, shape = random_schedule(rng)
+    rows, shape = numbered(seed)
     rows = [reordered(rng, row, shape) for row in rows]
     assert {e[0] for e in violations(rows, *shape)} <= {"deadlock"}
     check(rows, shape)
@@ -547,7 +541,7 @@ def reordered(rng: random.Random, row: list[Slot], shape: Shape) -> list[Slot]:
 
 def test_the_oracle_and_the_verifier_take_every_random_schedule() -> None:
     for seed in range(200):
-        rows, shape = random_schedule(random.Random(seed))
+        rows, shape = numbered(seed)
         assert read(rows, shape).verify() is None, text_of(rows, shape)
         assert violations(rows, *shape) == set()
 
