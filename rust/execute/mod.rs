@@ -6,6 +6,8 @@
 
 pub mod interpreter;
 pub mod local;
+#[cfg(test)]
+mod tests;
 
 use crate::schedule::{Rank, Slot, Tensor};
 
