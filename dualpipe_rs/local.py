@@ -44,8 +44,8 @@ def run_local(
         interleaved: compute the steps of all ranks in turn on one thread, each rank as far as it can
             go. On models so small that the interpreter is the bottleneck this is faster than threads,
             and it is deterministic. The result is the same.
-        threads_per_rank: torch's intra-op threads in each rank. By default the cores are shared out,
-            at least one each; it is put back afterwards.
+        threads_per_rank: torch's intra-op threads in each rank. By default the cores are shared out among
+            the ranks that compute at once, at least one each; it is put back afterwards.
 
     Returns:
         The results of ``fn``, by rank.
@@ -58,7 +58,8 @@ def run_local(
     results: list[Any] = [None] * num_ranks
     errors: list[BaseException | None] = [None] * num_ranks
     owners = _Owners()
-    share = threads_per_rank or max(1, (os.cpu_count() or 1) // num_ranks)
+    at_once = 1 if interleaved else num_ranks
+    share = threads_per_rank or max(1, (os.cpu_count() or 1) // at_once)
     with _intra_op_threads(share) as set_threads:
         inherit = _inherited_settings()
 

@@ -21,7 +21,7 @@ from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.utils import Tensors, gather, scatter
-from dualpipe_rs.worker import Batch, Criterion, Values, Worker
+from dualpipe_rs.worker import Batch, Criterion, Values, Worker, autocast_devices
 
 
 class Pipeline(nn.Module):
@@ -129,7 +129,7 @@ class Pipeline(nn.Module):
             around=generator_gate.SharedGenerator() if self._threaded() else None,
         )
         with self._running():
-            self.timeline = self.group.step(schedule, worker, self.rank)
+            self.timeline = self.group.step(schedule, worker, self.rank, self._settings())
         return _gathered(worker, return_outputs, self.batch_dim)
 
     def sync_gradients(self) -> None:
@@ -236,6 +236,16 @@ class Pipeline(nn.Module):
 
     def _threaded(self) -> bool:
         return self.num_ranks > 1 and not self.group.interleaved
+
+    def _settings(self) -> str:
+        """What holds for the thread alone, where one thread computes for all ranks."""
+        if not self.group.interleaved:
+            return ""
+        casts = [f"{device} {torch.get_autocast_dtype(device)}" for device in autocast_devices()]
+        inference = ["inference mode"] if torch.is_inference_mode_enabled() else []
+        return "".join(
+            f", under {setting}" for setting in [*inference, *(f"autocast {cast}" for cast in casts)]
+        )
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -233,10 +233,15 @@ def _overlapped(module0: nn.Module, module1: nn.Module) -> Callable[..., tuple[A
 
 def _without_autocast() -> AbstractContextManager[Any]:
     """A backward runs in the types that its forward chose, also where autocast is on around ``step()``."""
-    if not torch._C._is_any_autocast_enabled():
+    devices = autocast_devices()
+    if not devices:
         return nullcontext()
     stack = ExitStack()
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
+    for device in devices:
+        stack.enter_context(torch.autocast(device, enabled=False))
     return stack
+
+
+def autocast_devices() -> list[str]:
+    """The device types for which autocast is on in this thread."""
+    return [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]

@@ -283,3 +283,54 @@ def test_two_pipelines_side_by_side():
         reference = serial(model[schedule], data_for(schedule)).losses
         found = next(losses[index] for losses in results if losses[index] is not None)
         assert torch.allclose(found, reference, rtol=EQUAL, atol=0)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["threads", "interleaved"])
+def test_autocast_around_the_step(interleaved):
+    """Forwards are cast, backwards run in the types of their forwards, as in a serial run."""
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)]
+    plain = [copy.deepcopy(m) for m in modules]
+    x, y = torch.randn(2, 12, 8)
+
+    def loss_of(output, target):
+        return nn.functional.mse_loss(output.float(), target)
+
+    def rank_main(group):
+        held = [modules[group.rank()], modules[3 - group.rank()]]
+        pipe = dp.DualPipeV(held)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pipe.step(x, num_chunks=6, criterion=loss_of, labels=y)
+
+    dp.run_local(rank_main, 2, interleaved=interleaved)
+    for xs, ys in zip(x.chunk(6), y.chunk(6), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for module in plain:
+                xs = module(xs)
+            loss = loss_of(xs, ys)
+        loss.backward()
+    for module, reference in zip(modules, plain, strict=True):
+        assert torch.equal(module[0].weight.grad, reference[0].weight.grad)
+
+
+def test_ranks_interleaved_under_different_settings_are_refused():
+    def rank_main(group):
+        pipe = dp.DualPipeV([nn.Linear(4, 4), nn.Linear(4, 4)])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=group.rank() == 1):
+            pipe.step(
+                torch.ones(8, 4), num_chunks=4, criterion=nn.functional.mse_loss, labels=torch.ones(8, 4)
+            )
+
+    with pytest.raises(dp.UsageError, match=r"under autocast cpu torch.bfloat16; all ranks .* the same"):
+        dp.run_local(rank_main, 2, interleaved=True)
+
+
+def test_a_rank_ends_with_no_store_on_its_thread():
+    """A store left in the thread's slot would abort the process if it ended at that moment."""
+
+    def rank_main(group):
+        pipe = dp.DualPipeV([nn.Linear(4, 4), nn.Linear(4, 4)])
+        pipe.step(torch.ones(8, 4), num_chunks=4, criterion=nn.functional.mse_loss, labels=torch.ones(8, 4))
+        return torch._C._is_key_in_tls("dualpipe_rs.weight_grad.store")
+
+    assert dp.run_local(rank_main, 2) == [False, False]

@@ -42,7 +42,10 @@ impl Card {
 
     fn agrees(&self, other: &Card) -> bool {
         match (self, other) {
-            (Card::Step { fingerprint, .. }, Card::Step { fingerprint: other, .. }) => fingerprint == other,
+            (
+                Card::Step { fingerprint, description, .. },
+                Card::Step { fingerprint: other, description: words, .. },
+            ) => fingerprint == other && description == words,
             (Card::Done(_), Card::Done(_)) | (Card::Object(_), Card::Object(_)) => true,
             _ => false,
         }
@@ -143,8 +146,17 @@ impl PyLocalGroup {
     /// `backward_input(stage, microbatch, value)`, `backward_weight(stage, microbatch)` and
     /// `forward_backward(stage, microbatch, value, stage, microbatch, value)`; a value is whatever they
     /// return, and travels to the next stage as it is. Returns the measured Timeline of all ranks, in seconds.
-    /// Raises RankError on every member if one fails, UsageError if they do not do the same.
-    fn step(&self, py: Python<'_>, schedule: &PySchedule, worker: Value, rank: Rank) -> PyResult<PyTimeline> {
+    /// `settings` says in words what else must be the same on all members. Raises RankError on every member
+    /// if one fails, UsageError if they do not do the same.
+    #[pyo3(signature = (schedule, worker, rank, settings = ""))]
+    fn step(
+        &self,
+        py: Python<'_>,
+        schedule: &PySchedule,
+        worker: Value,
+        rank: Rank,
+        settings: &str,
+    ) -> PyResult<PyTimeline> {
         let program = schedule.program(py)?;
         if program.rows().len() != self.hub.size() {
             return Err(UsageError::new_err(format!(
@@ -156,7 +168,7 @@ impl PyLocalGroup {
         let card = Card::Step {
             rank,
             fingerprint: schedule.fingerprint(),
-            description: schedule.describe(),
+            description: format!("{}{settings}", schedule.describe()),
             worker: worker.clone_ref(py),
         };
         let start = self.meet(py, card)?;
