@@ -38,7 +38,7 @@ from workload import (
 TINY = Size("tiny", hidden=16, tokens=4, batch=1)
 FULL = Size("full", hidden=256, tokens=128, batch=2)
 SIZES = (TINY, FULL)
-STEPS_A_TURN = {"tiny": 20, "full": 3}
+STEPS_A_TURN = {"tiny": 15, "full": 2}
 Times = dict[str, list[list[float]]]  # row -> round -> seconds of each step
 
 
@@ -62,7 +62,7 @@ class Measured:
 
 def main() -> None:
     arguments = _arguments()
-    rounds = 3 if arguments.quick else 11
+    rounds = 4 if arguments.quick else 15
     print(_machine() + "\n")
     others = Others()
     with one_intra_op_thread():
@@ -152,7 +152,7 @@ class Others:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 11")
+    parser.add_argument("--quick", action="store_true", help="4 rounds in place of 15")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time, in seconds, to FILE")
     return parser.parse_args()
 

@@ -24,7 +24,7 @@ RANKS = 2
 STAGES = 2 * RANKS
 MICROBATCHES = 20
 TOLERANCE = 1e-5  # of the relative gradient error, in fp32
-WARM_UP = 2  # steps thrown away each time a row's turn comes: the rows before it have emptied the caches
+WARM_UP = 1  # steps thrown away each time a row's turn comes: the rows before it have emptied the caches
 
 Span = tuple[float, float]  # start and end in seconds; on Linux perf_counter reads one clock in all processes
 

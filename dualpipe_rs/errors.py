@@ -5,7 +5,7 @@ The Rust core raises these same classes (rust/python/errors.rs imports them from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Error(Exception):
@@ -16,8 +16,7 @@ class UsageError(Error, ValueError):
     """The caller broke a contract: an illegal size, a wrong argument, an unreadable text."""
 
 
-@dataclass(frozen=True)
-class Violation:
+class Violation(NamedTuple):
     """One rule that a schedule breaks, and where.
 
     Attributes:

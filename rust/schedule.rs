@@ -5,7 +5,6 @@
 //! drawing) asks these two and spells out no rule of its own.
 
 use std::fmt;
-use std::str::FromStr;
 
 use crate::error::Error;
 
@@ -139,27 +138,23 @@ impl Placement {
         }
     }
 
+    pub fn from_name(name: &str) -> Option<Placement> {
+        Placement::ALL.into_iter().find(|placement| placement.name() == name)
+    }
+
     /// Says why `stages` cannot be placed on `ranks`, if they cannot.
     fn refusal(self, ranks: usize, stages: usize) -> Option<String> {
         let (fits, rule) = match self {
             Placement::Linear | Placement::Bidirectional => (stages == ranks, "as many stages as ranks"),
-            Placement::V => (stages == 2 * ranks, "twice as many stages as ranks"),
+            Placement::V => {
+                (stages.is_multiple_of(2) && stages / 2 == ranks, "twice as many stages as ranks")
+            }
             Placement::Looped => (stages.is_multiple_of(ranks), "a multiple of the ranks as stages"),
-            Placement::Wave => (stages.is_multiple_of(2 * ranks), "a multiple of twice the ranks as stages"),
+            Placement::Wave => {
+                (stages.is_multiple_of(ranks.saturating_mul(2)), "a multiple of twice the ranks as stages")
+            }
         };
         (!fits).then(|| format!("placement {} takes {rule}", self.name()))
-    }
-}
-
-impl FromStr for Placement {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let names = Placement::ALL.map(Placement::name).join(", ");
-        Placement::ALL
-            .into_iter()
-            .find(|placement| placement.name() == text)
-            .ok_or_else(|| format!("there is no placement {text:?}; the placements are {names}"))
     }
 }
 
@@ -196,6 +191,11 @@ impl Shape {
             Some(why) => Err(Error::Shape { ranks, stages, microbatches, why }),
             None => Ok(Shape { placement, ranks, stages, microbatches, forward_only: false }),
         }
+    }
+
+    /// The same sizes, for a schedule that holds forwards alone.
+    pub fn for_inference(self) -> Self {
+        Shape { forward_only: true, ..self }
     }
 
     pub fn placement(&self) -> Placement {
@@ -250,7 +250,9 @@ impl Shape {
     /// placement the stage of the rank's own direction first (r, p−1−r).
     pub fn stages_of(&self, rank: Rank) -> Vec<Stage> {
         if self.placement == Placement::Bidirectional {
-            return vec![rank as Stage, (self.ranks - 1 - rank) as Stage];
+            let mut stages = vec![rank as Stage, (self.ranks - 1 - rank) as Stage];
+            stages.dedup(); // The middle one of an odd number of ranks.
+            return stages;
         }
         (0..self.stages as Stage).filter(|&stage| self.rank_of(stage, 0) == rank).collect()
     }
@@ -332,16 +334,12 @@ impl Schedule {
     /// The same order with the forwards alone: inference.
     pub fn forward_only(&self) -> Schedule {
         let forwards = |row: &Vec<Slot>| {
-            row.iter()
-                .flat_map(Slot::actions)
-                .filter(|action| action.kind == Kind::F)
-                .map(Slot::One)
-                .collect()
+            let actions = row.iter().flat_map(Slot::actions);
+            actions.filter(|action| action.kind == Kind::F).map(Slot::One).collect()
         };
-        let shape = Shape { forward_only: true, ..self.shape };
         Schedule {
             name: self.name.clone(),
-            shape,
+            shape: self.shape.for_inference(),
             rows: self.rows.iter().map(forwards).collect(),
         }
     }

@@ -35,6 +35,10 @@ pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
         free[rank] = end;
         spans.record(place.rank, place.slot, slot, start, end);
     }
+    if free.iter().any(|end| !end.is_finite()) {
+        let problem = "add up to more than a float can hold".to_string();
+        return Err(Error::Cost { name: "costs", problem });
+    }
     Ok(Timeline::new(shape.ranks(), spans.spans, None))
 }
 

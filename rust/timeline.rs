@@ -13,6 +13,8 @@ pub struct Span {
     pub kind: char,
     pub stage: u32,
     pub microbatch: u32,
+    /// Zero, where there would be padding of no set value: equal timelines are equal byte for byte.
+    reserved: u32,
     pub start: f64,
     pub end: f64,
 }
@@ -25,6 +27,7 @@ impl Span {
             kind: action.kind.letter(),
             stage: action.stage.into(),
             microbatch: action.microbatch,
+            reserved: 0,
             start,
             end,
         }

@@ -14,6 +14,7 @@ import pytest
 from conftest import (
     GOLDEN,
     PLACEMENT,
+    attempt,
     cell_of,
     is_legal,
     legal_sizes,
@@ -156,12 +157,18 @@ def test_no_rank_holds_a_stage_twice() -> None:
     text = "# name=x placement=bidirectional ranks={0} stages={0} microbatches=2\n"
     for p in (1, 3, 4):
         rows = [" ".join(f"{s}F0 {s}B0 {s}F1 {s}B1" for s in {r, p - 1 - r}) for r in range(p)]
-        try:
-            schedule = dp.Schedule.from_text(text.format(p) + "\n".join(rows))
-        except dp.UsageError:
-            continue
-        for rank in range(p):
+        schedule = attempt(text.format(p) + "\n".join(rows))
+        for rank in range(p) if isinstance(schedule, dp.Schedule) else ():
             assert len(set(schedule.stages_of(rank))) == len(schedule.stages_of(rank)), (p, rank)
+
+
+def test_the_middle_one_of_an_odd_number_of_microbatches() -> None:
+    """Refused, or of the first half."""
+    rows = "0F0 0B0 0F1 0B1 1F2 1B2\n1F0 1B0 1F1 1B1 0F2 0B2\n"
+    schedule = attempt(f"# name=x placement=bidirectional ranks=2 stages=2 microbatches=3\n{rows}")
+    if not isinstance(schedule, str):
+        assert schedule.verify() is None
+        assert [schedule.rank_of(0, m) for m in range(3)] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("rank", [-1, 4, 2**31, -(2**63), 2**63 - 1])
@@ -176,7 +183,7 @@ def test_ranks_out_of_range(rank: int) -> None:
     ("stage", "microbatch"), [(4, 0), (0, 8), (-1, 0), (0, -1), (2**40, 2**40), (65536, 0)]
 )
 def test_stage_or_microbatch_out_of_range(stage: int, microbatch: int) -> None:
-    with pytest.raises(dp.UsageError, match=r"stages are 0 to 3 and microbatches 0 to 7"):
+    with pytest.raises(dp.UsageError, match=r"out of range: (stages are 0 to 3|microbatches are 0 to 7)"):
         dp.schedule("dualpipe", 4, 8).rank_of(stage, microbatch)
 
 

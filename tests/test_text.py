@@ -211,7 +211,7 @@ BAD: list[tuple[str, str, int, int, str]] = [
     (" placement=v", "", 1, 1, "placement= is missing"),
     (" stages=2", "", 1, 1, "stages= is missing"),
     (" microbatches=2", "", 1, 1, "microbatches= is missing"),
-    ("hes=2", "hes=2 forward_only=false", 1, 75, "forward_only=false is not forward_only=true"),
+    ("hes=2", "hes=2 forward_only=false", 1, 75, 'forward_only="false" is not forward_only=true'),
     ("hes=2", "hes=2 forward_only=True", 1, 75, "is not forward_only=true"),
     ("hes=2", "hes=2 forward_only=", 1, 75, "is not forward_only=true"),
     ("hes=2", "hes=2 forward_only", 1, 62, "is not a field"),

@@ -162,6 +162,14 @@ BY_HAND: list[tuple[str, str, list[tuple[str, int, int | None, str, str | None]]
         ],
     ),
     (
+        "the shorter of two circles",
+        HEADER.format("looped", 3, 6, 3)
+        + "0F1 (3F0;0B1) 0F0 0F2 3F1 3F2 3B0 3B1 3B2 0B0 0B2\n"
+        + "1F2 1F0 1F1 4F0 4F1 4F2 4B0 4B1 4B2 1B0 1B1 1B2\n"
+        + "2F2 2F0 2F1 5F0 5F1 5F2 5B0 5B1 5B2 2B0 2B1 2B2",
+        [("deadlock", 0, 1, "0B1", "1B1"), ("deadlock", 1, 0, "1F2", "0F2")],
+    ),
+    (
         "deadlock is looked for only where nothing else is wrong",
         LINEAR_2 + "0F0 0B0 0F1\n1F0 1F1 1B0 1B1",
         [("missing", 0, None, "0B1", None)],
@@ -264,8 +272,14 @@ def test_the_message_shows_eight() -> None:
 
 def test_a_deadlock_says_who_waits_for_whom() -> None:
     message = message_in(LINEAR_2 + "0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1")
-    assert "rank 0 at 0B0 waits for 1B0, which rank 1 has after 1F1" in message
-    assert "rank 1 at 1F1 waits for 0F1, which rank 0 has after 0B0" in message
+    assert (
+        "rank 0, slot 1: deadlock, a circle of 2 ranks: 0B0 waits for 1B0, which rank 1 has after 1F1"
+        in message
+    )
+    assert (
+        "rank 1, slot 1: deadlock, a circle of 2 ranks: 1F1 waits for 0F1, which rank 0 has after 0B0"
+        in message
+    )
     assert "\n    rank 0: 0F0 »0B0« 0F1 0B1" in message
     assert "\n    rank 1: 1F0 »1F1« 1B0 1B1" in message
 

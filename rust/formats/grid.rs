@@ -12,10 +12,13 @@ use crate::timeline::{Span, Timeline};
 /// The narrowest cell that holds a letter and a two-digit microbatch.
 const CELL: usize = 4;
 
+/// No line is longer, whatever width is asked for.
+const MOST_COLUMNS: usize = 10_000;
+
 /// Draws every rank in at most about `width` columns, times being rounded to cells.
 pub fn grid(timeline: &Timeline, width: usize) -> String {
     let label = format!("rank {}", timeline.ranks().saturating_sub(1)).len();
-    let columns = width.saturating_sub(label + 3).max(CELL);
+    let columns = width.saturating_sub(label + 3).clamp(CELL, MOST_COLUMNS);
     let shortest = (0..timeline.ranks())
         .flat_map(|rank| timeline.slots(rank))
         .map(Span::duration)

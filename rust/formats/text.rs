@@ -62,7 +62,7 @@ pub fn read(text: &str) -> Result<Schedule, Error> {
         let message = format!("these sizes take {forwards} forwards, and there are {actions} actions");
         return Err(first.error(0, message));
     }
-    Ok(if header.forward_only { schedule.forward_only() } else { schedule })
+    Ok(schedule)
 }
 
 #[derive(Clone, Copy)]
@@ -90,56 +90,76 @@ impl<'a> Line<'a> {
 struct Header {
     name: String,
     shape: Shape,
-    forward_only: bool,
 }
+
+/// The fields of the first line, in the order in which they are written.
+const FIELDS: [&str; 6] = ["name", "placement", "ranks", "stages", "microbatches", "forward_only"];
 
 impl Header {
     fn read(line: Line) -> Result<Header, Error> {
-        let mut tokens = line.tokens();
-        if tokens.next().map(|(_, word)| word) != Some("#") {
-            let message = format!("a schedule begins with a line {HEADER:?}");
-            return Err(line.error(0, message));
-        }
-        let mut fields: [Option<(usize, &str)>; 6] = [None; 6];
-        const NAMES: [&str; 6] = ["name", "placement", "ranks", "stages", "microbatches", "forward_only"];
-        for (offset, word) in tokens {
-            let known = word
-                .split_once('=')
-                .and_then(|(key, value)| Some((NAMES.iter().position(|&n| n == key)?, value)));
-            match known {
-                Some((field, value)) if fields[field].is_none() => {
-                    fields[field] = Some((offset + NAMES[field].len() + 1, value));
-                }
-                Some(_) => return Err(line.error(offset, format!("{word:?} is given twice"))),
-                None => {
-                    let message = format!("{word:?} is not a field of the line {HEADER:?}");
-                    return Err(line.error(offset, message));
-                }
-            }
-        }
-        let field = |index: usize| {
-            fields[index]
-                .ok_or_else(|| line.error(0, format!("{}= is missing from {HEADER:?}", NAMES[index])))
-        };
-        let number = |index: usize| {
-            let (offset, value) = field(index)?;
-            let number = small_number(value)
-                .ok_or_else(|| line.error(offset, format!("{value:?} is not a whole number below 10⁹")))?;
-            Ok(number as usize)
-        };
-        let (offset, name) = field(1)?;
-        let placement: Placement = name.parse().map_err(|why: String| line.error(offset, why))?;
-        let shape = Shape::new(placement, number(2)?, number(3)?, number(4)?)
+        let fields = Fields::read(line)?;
+        let (offset, placement) = fields.get("placement")?;
+        let placement = Placement::from_name(placement).ok_or_else(|| {
+            let names = Placement::ALL.map(Placement::name).join(", ");
+            let message = format!("there is no placement {}; the placements are {names}", quote(placement));
+            line.error(offset, message)
+        })?;
+        let (ranks, stages) = (fields.number("ranks")?, fields.number("stages")?);
+        let shape = Shape::new(placement, ranks, stages, fields.number("microbatches")?)
             .map_err(|why| line.error(0, why.to_string()))?;
-        let forward_only = match fields[5] {
-            None => false,
-            Some((_, "true")) => true,
+        let shape = match fields.find("forward_only") {
+            None => shape,
+            Some((_, "true")) => shape.for_inference(),
             Some((offset, value)) => {
-                let message = format!("forward_only={value} is not forward_only=true");
+                let message = format!("forward_only={} is not forward_only=true", quote(value));
                 return Err(line.error(offset, message));
             }
         };
-        Ok(Header { name: field(0)?.1.to_string(), shape, forward_only })
+        Ok(Header { name: fields.get("name")?.1.to_string(), shape })
+    }
+}
+
+/// The `name=value` words of the first line.
+struct Fields<'a> {
+    line: Line<'a>,
+    /// By `FIELDS`: a value and where it stands.
+    values: [Option<(usize, &'a str)>; FIELDS.len()],
+}
+
+impl<'a> Fields<'a> {
+    fn read(line: Line<'a>) -> Result<Self, Error> {
+        let mut tokens = line.tokens();
+        if tokens.next().map(|(_, word)| word) != Some("#") {
+            return Err(line.error(0, format!("a schedule begins with a line {HEADER:?}")));
+        }
+        let mut values = [None; FIELDS.len()];
+        for (offset, word) in tokens {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            let known = FIELDS.iter().position(|&name| name == key && word.len() > key.len());
+            let Some(index) = known else {
+                let message = format!("{} is not a field of the line {HEADER:?}", quote(word));
+                return Err(line.error(offset, message));
+            };
+            if values[index].replace((offset + key.len() + 1, value)).is_some() {
+                return Err(line.error(offset, format!("{} is given twice", quote(word))));
+            }
+        }
+        Ok(Fields { line, values })
+    }
+
+    fn find(&self, name: &str) -> Option<(usize, &'a str)> {
+        self.values[FIELDS.iter().position(|&field| field == name)?]
+    }
+
+    fn get(&self, name: &str) -> Result<(usize, &'a str), Error> {
+        self.find(name).ok_or_else(|| self.line.error(0, format!("{name}= is missing from {HEADER:?}")))
+    }
+
+    fn number(&self, name: &str) -> Result<usize, Error> {
+        let (offset, value) = self.get(name)?;
+        let message = || format!("{} is not a whole number below 10⁹", quote(value));
+        let number = small_number(value).ok_or_else(|| self.line.error(offset, message()))?;
+        Ok(number as usize)
     }
 }
 

@@ -16,13 +16,14 @@ use crate::schedule::{Action, Kind, Microbatch, Placement, Schedule, Shape, Slot
 /// holds two stages' weights.
 pub fn dualpipe(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
     let (p, m) = (ranks, microbatches);
-    if p == 0 || p % 2 == 1 || m % 2 == 1 || m < 2 * p {
-        let even_ranks = p.max(1).next_multiple_of(2);
-        let nearest = (even_ranks, m.next_multiple_of(2).max(2 * even_ranks));
+    let shape = |p, m| Shape::new(Placement::Bidirectional, p, p, m);
+    if p == 0 || p % 2 == 1 || m % 2 == 1 || m / 2 < p {
+        let even = |n: usize| n.saturating_add(n % 2);
+        let nearest = shape(even(p.max(1)), even(m).max(even(p.max(1)).saturating_mul(2)));
         let takes = "an even number of ranks and an even number of microbatches, at least twice the ranks";
         return Err(illegal("dualpipe", takes, (p, m), nearest));
     }
-    let shape = Shape::new(Placement::Bidirectional, p, p, m)?;
+    let shape = shape(p, m)?;
     let row = |rank: usize| {
         let h = rank.min(p - 1 - rank);
         let (own_first, other_first) = if rank < p / 2 { (0, m / 2) } else { (m / 2, 0) };

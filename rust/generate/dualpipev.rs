@@ -11,12 +11,13 @@ use crate::schedule::{Placement, Schedule, Shape};
 /// 2p−1−r; the last rank is the fold. Peak 2p+1 chunks on every rank.
 pub fn dualpipev(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
     let (p, m) = (ranks, microbatches);
-    if p == 0 || m < 2 * p {
-        let nearest = (p.max(1), m.max(2 * p.max(1)));
+    let shape = |p: usize, m| Shape::new(Placement::V, p, p.saturating_mul(2), m);
+    if p == 0 || m / 2 < p {
+        let nearest = shape(p.max(1), m.max(p.max(1).saturating_mul(2)));
         let takes = "at least one rank and at least twice as many microbatches";
         return Err(illegal("dualpipev", takes, (p, m), nearest));
     }
-    let shape = Shape::new(Placement::V, p, 2 * p, m)?;
+    let shape = shape(p, m)?;
     let row = |rank: usize| {
         let down = Direction::new(rank, 0);
         let up = Direction::new(2 * p - 1 - rank, 0);

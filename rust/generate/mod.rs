@@ -4,7 +4,7 @@
 //! A size that a family cannot take is an [`Error::IllegalSize`] that names legal ones nearby.
 
 use crate::error::Error;
-use crate::schedule::{Action, Kind, Microbatch, Schedule, Slot, Stage};
+use crate::schedule::{Action, Kind, Microbatch, Schedule, Shape, Slot, Stage};
 
 mod dualpipe;
 mod dualpipev;
@@ -52,14 +52,22 @@ pub fn generate(
     (family.generate)(ranks, microbatches)
 }
 
-fn illegal(family: &'static str, takes: &'static str, got: (usize, usize), nearest: (usize, usize)) -> Error {
-    Error::IllegalSize {
-        family,
-        takes,
-        ranks: got.0,
-        microbatches: got.1,
-        nearest: format!("The nearest legal size is {} ranks and {} microbatches", nearest.0, nearest.1),
-    }
+/// `nearest` is the shape of a legal size near the one that was asked for, if there is one.
+fn illegal(
+    family: &'static str,
+    takes: &'static str,
+    got: (usize, usize),
+    nearest: Result<Shape, Error>,
+) -> Error {
+    let (ranks, microbatches) = got;
+    let nearest = match nearest {
+        Ok(shape) => {
+            let (ranks, microbatches) = (shape.ranks(), shape.microbatches());
+            format!("The nearest legal size is {ranks} ranks and {microbatches} microbatches")
+        }
+        Err(why) => format!("There is no legal size near: {why}"),
+    };
+    Error::IllegalSize { family, takes, ranks, microbatches, nearest }
 }
 
 /// `stage` does `kind` for each microbatch of a range.

@@ -8,12 +8,13 @@ use crate::schedule::{Kind, Placement, Schedule, Shape, Slot, Stage};
 
 /// Takes any number of ranks and microbatches. Peak min(p − r, m) on rank r.
 pub fn one_f_one_b(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
+    let shape = |ranks, microbatches| Shape::new(Placement::Linear, ranks, ranks, microbatches);
     if ranks == 0 || microbatches == 0 {
-        let nearest = (ranks.max(1), microbatches.max(1));
+        let nearest = shape(ranks.max(1), microbatches.max(1));
         let takes = "at least one rank and one microbatch";
         return Err(illegal("1f1b", takes, (ranks, microbatches), nearest));
     }
-    let shape = Shape::new(Placement::Linear, ranks, ranks, microbatches)?;
+    let shape = shape(ranks, microbatches)?;
     let rows = (0..ranks).map(|rank| row(ranks, microbatches, rank)).collect();
     Schedule::new("1f1b", shape, rows)
 }

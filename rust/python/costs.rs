@@ -19,14 +19,14 @@ pub struct PyCosts(pub Costs);
 #[pymethods]
 impl PyCosts {
     #[new]
-    #[pyo3(signature = (forward = None, backward_input = None, backward_weight = None, *, backward = None, overlap = None, p2p = 0.0))]
+    #[pyo3(signature = (forward = None, backward_input = None, backward_weight = None, *, backward = None, overlap = None, p2p = None))]
     fn new(
         forward: Option<&Bound<'_, PyAny>>,
         backward_input: Option<&Bound<'_, PyAny>>,
         backward_weight: Option<&Bound<'_, PyAny>>,
         backward: Option<&Bound<'_, PyAny>>,
-        overlap: Option<f64>,
-        p2p: f64,
+        overlap: Option<&Bound<'_, PyAny>>,
+        p2p: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let unit = PerStage::Uniform(1.0);
         let costs = Costs {
@@ -34,8 +34,8 @@ impl PyCosts {
             backward_input: per_stage("backward_input", backward_input)?.unwrap_or(unit.clone()),
             backward_weight: per_stage("backward_weight", backward_weight)?.unwrap_or(unit),
             backward: per_stage("backward", backward)?,
-            overlap,
-            p2p,
+            overlap: overlap.map(|cost| one_number("overlap", cost)).transpose()?,
+            p2p: p2p.map_or(Ok(0.0), |cost| one_number("p2p", cost))?,
         };
         costs.check()?;
         Ok(PyCosts(costs))
@@ -86,6 +86,14 @@ impl PyCosts {
     }
 }
 
+fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let refused = |_| match value.repr() {
+        Ok(shown) => UsageError::new_err(format!("{name} is {shown}; it is a number")),
+        Err(error) => error,
+    };
+    value.extract().map_err(refused)
+}
+
 /// A number, or a sequence (list, tuple, numpy array, ...) of one number a stage.
 fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<PerStage>> {
     let Some(value) = value else { return Ok(None) };
@@ -96,6 +104,7 @@ fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Pe
         if value.is_instance_of::<PyString>() {
             return None;
         }
+        value.len().ok()?; // An iterator has none, and may have no end.
         let items = value.try_iter().ok()?;
         items.map(|item| item?.extract::<f64>()).collect::<PyResult<Vec<f64>>>().ok()
     };

@@ -1,5 +1,6 @@
 //! Rust errors as the exceptions of `dualpipe_rs/errors.py`.
 
+use pyo3::exceptions::PyOverflowError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
 
@@ -32,10 +33,26 @@ pub fn schedule_error(py: Python<'_>, schedule: &Schedule, violations: &Violatio
     build().unwrap_or_else(|error| error)
 }
 
-/// A whole number that counts something: clear words for a negative one.
-pub fn count(name: &str, value: i64) -> PyResult<usize> {
-    let message = || UsageError::new_err(format!("{name} is {value}; it is a whole number of at least 0"));
-    usize::try_from(value).map_err(|_| message())
+/// A whole number that counts something; clear words for one that is negative or too large to count.
+pub fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let most = 1 << 32;
+    let words = || format!("{name} is {value}; it is a whole number from 0 to 2³²");
+    whole_number(value)?.filter(|&number| number <= most).ok_or_else(|| UsageError::new_err(words()))
+}
+
+/// An index below `end`.
+pub fn index((name, names): (&str, &str), value: &Bound<'_, PyAny>, end: usize) -> PyResult<usize> {
+    let words = || format!("{name} {value} is out of range: {names} are 0 to {}", end - 1);
+    whole_number(value)?.filter(|&number| number < end).ok_or_else(|| UsageError::new_err(words()))
+}
+
+/// `None` for a whole number that is negative or does not fit; TypeError for what is none.
+fn whole_number(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    match value.extract::<i64>() {
+        Ok(number) => Ok(usize::try_from(number).ok()),
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Only eager P2P so far.

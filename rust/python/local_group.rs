@@ -112,7 +112,7 @@ pub struct PyLocalGroup {
 /// The groups of `num_ranks` ranks, one for each.
 #[pyfunction]
 #[pyo3(signature = (num_ranks, *, interleaved = false))]
-pub fn local_groups(num_ranks: i64, interleaved: bool) -> PyResult<Vec<PyLocalGroup>> {
+pub fn local_groups(num_ranks: &Bound<'_, PyAny>, interleaved: bool) -> PyResult<Vec<PyLocalGroup>> {
     let ranks = count("num_ranks", num_ranks)?;
     if ranks == 0 {
         return Err(UsageError::new_err("num_ranks is 0; a group has at least one rank"));

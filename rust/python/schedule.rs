@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
-use super::errors::{UsageError, check_p2p, count, schedule_error};
+use super::errors::{check_p2p, count, index, schedule_error};
 use super::timeline::PyTimeline;
 use crate::formats::text;
 use crate::generate;
@@ -71,13 +71,6 @@ impl PySchedule {
     pub fn describe(&self) -> String {
         self.schedule.describe()
     }
-
-    fn checked_rank(&self, rank: i64) -> PyResult<Rank> {
-        let ranks = self.schedule.shape().ranks();
-        usize::try_from(rank).ok().filter(|&rank| rank < ranks).ok_or_else(|| {
-            UsageError::new_err(format!("rank {rank} is out of range: ranks are 0 to {}", ranks - 1))
-        })
-    }
 }
 
 #[pymethods]
@@ -114,29 +107,22 @@ impl PySchedule {
 
     /// The stages that `rank` holds, in the order of its modules: under DualPipe (r, p-1-r), under
     /// DualPipeV (r, 2p-1-r). UsageError for a rank out of range.
-    fn stages_of(&self, rank: i64) -> PyResult<Vec<Stage>> {
-        Ok(self.schedule.shape().stages_of(self.checked_rank(rank)?))
+    fn stages_of(&self, rank: &Bound<'_, PyAny>) -> PyResult<Vec<Stage>> {
+        let shape = self.schedule.shape();
+        Ok(shape.stages_of(index(("rank", "ranks"), rank, shape.ranks())?))
     }
 
     /// The rank that computes `stage` for `microbatch`. UsageError for either out of range.
-    fn rank_of(&self, stage: i64, microbatch: i64) -> PyResult<Rank> {
+    fn rank_of(&self, stage: &Bound<'_, PyAny>, microbatch: &Bound<'_, PyAny>) -> PyResult<Rank> {
         let shape = self.schedule.shape();
-        let stage_in = usize::try_from(stage).ok().filter(|&stage| stage < shape.stages());
-        let microbatch_in = usize::try_from(microbatch).ok().filter(|&m| m < shape.microbatches());
-        match (stage_in, microbatch_in) {
-            (Some(stage), Some(microbatch)) => Ok(shape.rank_of(stage as Stage, microbatch as Microbatch)),
-            _ => Err(UsageError::new_err(format!(
-                "stage {stage}, microbatch {microbatch} is out of range: stages are 0 to {} and \
-                 microbatches 0 to {}",
-                shape.stages() - 1,
-                shape.microbatches() - 1
-            ))),
-        }
+        let stage = index(("stage", "stages"), stage, shape.stages())?;
+        let microbatch = index(("microbatch", "microbatches"), microbatch, shape.microbatches())?;
+        Ok(shape.rank_of(stage as Stage, microbatch as Microbatch))
     }
 
     /// The slots of one rank in order, as text. UsageError for a rank out of range.
-    fn rank(&self, rank: i64) -> PyResult<Vec<String>> {
-        Ok(self.schedule.rows()[self.checked_rank(rank)?].iter().map(ToString::to_string).collect())
+    fn rank(&self, rank: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+        words(self.schedule.rows(), rank)
     }
 
     /// One `#` line with name, placement and sizes, then one row a rank; `from_text` reads it back.
@@ -211,12 +197,8 @@ impl PyProgram {
     }
 
     /// The instructions of one rank, as text. UsageError for a rank out of range.
-    fn rank(&self, rank: i64) -> PyResult<Vec<String>> {
-        let rows = self.0.rows();
-        let row = usize::try_from(rank).ok().and_then(|rank| rows.get(rank)).ok_or_else(|| {
-            UsageError::new_err(format!("rank {rank} is out of range: ranks are 0 to {}", rows.len() - 1))
-        })?;
-        Ok(row.iter().map(ToString::to_string).collect())
+    fn rank(&self, rank: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+        words(self.0.rows(), rank)
     }
 
     fn __str__(&self) -> String {
@@ -226,6 +208,11 @@ impl PyProgram {
         };
         self.0.rows().iter().enumerate().map(row).collect()
     }
+}
+
+/// One rank's row as text.
+fn words<T: ToString>(rows: &[Vec<T>], rank: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    Ok(rows[index(("rank", "ranks"), rank, rows.len())?].iter().map(ToString::to_string).collect())
 }
 
 /// The names of the published schedules, as `schedule()` takes them.
@@ -243,8 +230,8 @@ pub fn schedule_names() -> Vec<&'static str> {
 pub fn schedule(
     py: Python<'_>,
     name: &str,
-    num_ranks: i64,
-    num_microbatches: i64,
+    num_ranks: &Bound<'_, PyAny>,
+    num_microbatches: &Bound<'_, PyAny>,
     options: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<PySchedule> {
     let ranks = count("num_ranks", num_ranks)?;

@@ -84,14 +84,20 @@ impl<'a> Run<'a> {
         let ranks = 0..self.done.len();
         let circles = ranks.filter_map(|start| self.circle_from(start));
         let shortest = circles.min_by_key(Vec::len).unwrap_or_default();
-        let words = self.in_words(&shortest);
-        let violation = |&(rank, action, needed): &Wait| Violation {
-            rule: Rule::Deadlock,
-            rank,
-            slot: Some(self.done[rank]),
-            action,
-            needs: Some(self.maker(needed)),
-            message: format!("rank {rank}, slot {}: deadlock: {words}", self.done[rank]),
+        let ranks = shortest.len();
+        let violation = |&(rank, action, needed): &Wait| {
+            let (slot, maker) = (self.done[rank], self.maker(needed));
+            let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
+            let next = self.schedule.rows()[on][self.done[on]];
+            let circle = format!("rank {rank}, slot {slot}: deadlock, a circle of {ranks} ranks");
+            Violation {
+                rule: Rule::Deadlock,
+                rank,
+                slot: Some(slot),
+                action,
+                needs: Some(maker),
+                message: format!("{circle}: {action} waits for {maker}, which rank {on} has after {next}"),
+            }
         };
         shortest.iter().map(violation).collect()
     }
@@ -113,19 +119,6 @@ impl<'a> Run<'a> {
             }
         }
         None
-    }
-
-    /// "rank 0 at 0B0 waits for 1B0, which rank 1 has after 1F1; rank 1 …"
-    fn in_words(&self, circle: &[Wait]) -> String {
-        let waits = circle.iter().map(|&(rank, action, needed)| {
-            let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
-            let next = self.schedule.rows()[on][self.done[on]];
-            format!(
-                "rank {rank} at {action} waits for {}, which rank {on} has after {next}",
-                self.maker(needed)
-            )
-        });
-        waits.collect::<Vec<_>>().join("; ")
     }
 
     fn maker(&self, needed: Tensor) -> Action {
