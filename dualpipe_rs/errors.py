@@ -47,6 +47,9 @@ class ScheduleError(Error, ValueError):
         super().__init__(message)
         self.violations: list[Violation] = violations or []
 
+    def __reduce__(self) -> tuple[type[ScheduleError], tuple[str, list[Violation]]]:
+        return type(self), (str(self), self.violations)
+
 
 class RankError(Error, RuntimeError):
     """A rank failed during a step; every rank of the group raises one.
