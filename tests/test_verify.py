@@ -511,6 +511,26 @@ def test_changed_random_schedules(seed: int, changes: list[Change]) -> None:
     check_changed(*numbered(seed), changes)
 
 
+@settings(steady, max_examples=300)
+@given(seed=st.integers(0, 199), changes=changes)
+def test_changed_forward_only_schedules(seed: int, changes: list[Change]) -> None:
+    rows, shape = numbered(seed)
+    rows = [[[action] for slot in row for action in slot if action[1] == "F"] for row in rows]
+    for one in changes:
+        change(rows, shape, *one)
+    if not is_readable(rows, shape):
+        return
+    found = violations_in(text_of(rows, shape, forward_only=True))
+    expected = violations(rows, *shape, forward_only=True)
+    backwards = {
+        ("forward_only", v.rank, v.slot, action_of(v.action)) for v in found if v.kind == "forward_only"
+    }
+    assert backwards == {e for e in expected if e[0] == "forward_only"}
+    missing = {("missing", *action_of(v.action)) for v in found if v.kind == "missing"}
+    assert missing == {e for e in expected if e[0] == "missing"}
+    assert bool(found) == bool(expected)
+
+
 def check_changed(rows: Rows, shape: Shape, changes: list[Change]) -> None:
     rows = copied(rows)
     for one in changes:

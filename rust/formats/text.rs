@@ -6,9 +6,9 @@
 //! 0F0 1F0 0F1 1B0 (1F1;0B0) 1B1 0I1 0W1
 //! ```
 //!
-//! The reader is strict: what it takes, it writes back byte for byte (spaces at the ends of lines
-//! aside), and what it refuses, it refuses with line and column. It never allocates more than a
-//! fixed multiple of the text.
+//! The reader is strict: what it takes, it writes back the same (but for spaces, and the order of the
+//! fields in the first line), and what it refuses, it refuses with line and column, counted in bytes
+//! from 1. It never allocates more than a fixed multiple of the text.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! `Costs`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyBytes, PyDict, PyString};
 
 use super::errors::UsageError;
 use crate::costs::{Costs, PerStage};
@@ -101,7 +101,10 @@ fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Pe
         return Ok(Some(PerStage::Uniform(number)));
     }
     let numbers = || {
-        if value.is_instance_of::<PyString>() {
+        let sequence = !value.is_instance_of::<PyString>()
+            && !value.is_instance_of::<PyBytes>()
+            && !value.is_instance_of::<PyDict>();
+        if !sequence {
             return None;
         }
         value.len().ok()?; // An iterator has none, and may have no end.

@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 use super::{Place, Rule, Violation, maker};
 use crate::schedule::{Action, Kind, Rank, Schedule, Tensor};
 
+/// The most steps of all searches for a circle together: up to 4000 ranks all of them are searched from.
+const SEARCH_BUDGET: usize = 1 << 24;
+
 /// An order, or one violation for each rank of a shortest circle among the ranks' next slots.
 pub(super) fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
     let mut run = Run::new(schedule);
@@ -79,27 +82,44 @@ impl<'a> Run<'a> {
             .filter(|&(_, needed)| !self.made[shape.tensor_index(needed)])
     }
 
-    /// Searches breadth first from each rank that stands still for the shortest way back to it.
+    /// Searches breadth first for the shortest way from a rank that stands still back to it: from all of
+    /// them, or as many as the budget allows, of which the first is known to be on a circle.
     fn shortest_circle(&self) -> Vec<Violation> {
-        let ranks = 0..self.done.len();
-        let circles = ranks.filter_map(|start| self.circle_from(start));
+        let ranks = self.done.len();
+        let searches = (SEARCH_BUDGET / ranks).max(1);
+        let starts = self.on_a_circle().into_iter().chain(0..ranks).take(searches);
+        let circles = starts.filter_map(|start| self.circle_from(start));
         let shortest = circles.min_by_key(Vec::len).unwrap_or_default();
-        let ranks = shortest.len();
-        let violation = |&(rank, action, needed): &Wait| {
-            let (slot, maker) = (self.done[rank], self.maker(needed));
-            let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
-            let next = self.schedule.rows()[on][self.done[on]];
-            let circle = format!("rank {rank}, slot {slot}: deadlock, a circle of {ranks} ranks");
-            Violation {
-                rule: Rule::Deadlock,
-                rank,
-                slot: Some(slot),
-                action,
-                needs: Some(maker),
-                message: format!("{circle}: {action} waits for {maker}, which rank {on} has after {next}"),
-            }
+        shortest.iter().map(|&wait| self.violation(wait, shortest.len())).collect()
+    }
+
+    /// Follows the waits of the first rank that stands still for as many steps as there are ranks.
+    fn on_a_circle(&self) -> Option<Rank> {
+        let mut at = (0..self.done.len()).find(|&rank| self.blocked(rank).next().is_some())?;
+        for _ in 0..self.done.len() {
+            let (_, needed) = self.blocked(at).next()?;
+            at = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
+        }
+        Some(at)
+    }
+
+    fn violation(&self, (rank, action, needed): Wait, circle: usize) -> Violation {
+        let (slot, maker) = (self.done[rank], self.maker(needed));
+        let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
+        let next = self.schedule.rows()[on][self.done[on]];
+        let where_it_is = match next.actions().any(|action| action == maker) {
+            true => format!("where rank {on} stands"),
+            false => format!("which rank {on} has after {next}"),
         };
-        shortest.iter().map(violation).collect()
+        let place = format!("rank {rank}, slot {slot}: deadlock, a circle of {circle} ranks");
+        Violation {
+            rule: Rule::Deadlock,
+            rank,
+            slot: Some(slot),
+            action,
+            needs: Some(maker),
+            message: format!("{place}: {action} waits for {maker}, {where_it_is}"),
+        }
     }
 
     fn circle_from(&self, start: Rank) -> Option<Vec<Wait>> {

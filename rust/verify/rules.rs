@@ -3,7 +3,8 @@
 use super::{Place, Rule, Violation, Violations, maker};
 use crate::schedule::{Action, Kind, Rank, Schedule, Shape, Slot, Stage, Tensor};
 
-/// Adds every violation of a rule other than deadlock, in the order of ranks and slots.
+/// Adds every violation of a rule other than deadlock: what the cells tell one by one, in the order of
+/// ranks and slots, then what is missing or mixed, then what is out of order.
 pub(super) fn check(schedule: &Schedule, found: &mut Violations) {
     let mut census = Census::new(schedule.shape());
     for (rank, row) in schedule.rows().iter().enumerate() {
@@ -70,9 +71,11 @@ impl Census {
         (place != ABSENT).then_some(place)
     }
 
-    /// The place of the action that makes a tensor.
-    fn maker(&self, tensor: Tensor) -> Option<Place> {
-        self.place(tensor).or_else(|| self.place(maker(tensor, true)))
+    /// The action that makes a tensor, and its place. Where both a B and an I stand (which is wrong), a W
+    /// means its I, and all else the B.
+    fn maker(&self, tensor: Tensor, by_i: bool) -> Option<(Action, Place)> {
+        let stands = |action| self.place(action).map(|place| (action, place));
+        stands(maker(tensor, by_i)).or_else(|| stands(maker(tensor, !by_i)))
     }
 
     fn count(&mut self, shape: &Shape, here: Here, action: Action, found: &mut Violations) {
@@ -180,11 +183,10 @@ fn check_order(schedule: &Schedule, census: &Census, found: &mut Violations) {
             let here = Here { rank, index, slot: *slot };
             for action in slot.actions().filter(|&action| shape.contains(action)) {
                 for needed in shape.dependencies(action) {
-                    let later = census
-                        .maker(needed)
-                        .filter(|place| place.rank == rank as u32 && place.slot >= index as u32);
-                    if let Some(place) = later {
-                        found.push(out_of_order(here, action, needed, place, census));
+                    let maker = census.maker(needed, action.kind == Kind::W);
+                    let later = |place: Place| place.rank == rank as u32 && place.slot >= index as u32;
+                    if let Some((maker, place)) = maker.filter(|&(_, place)| later(place)) {
+                        found.push(out_of_order(here, action, maker, place));
                     }
                 }
             }
@@ -192,8 +194,7 @@ fn check_order(schedule: &Schedule, census: &Census, found: &mut Violations) {
     }
 }
 
-fn out_of_order(here: Here, action: Action, needed: Tensor, place: Place, census: &Census) -> Violation {
-    let maker = maker(needed, census.place(needed).is_none());
+fn out_of_order(here: Here, action: Action, maker: Action, place: Place) -> Violation {
     let when = if place.slot as usize == here.index { "the same" } else { "a later" };
     let what = format!("{action} needs {maker}, which stands in {when} slot ({})", place.slot);
     here.violation(Rule::Order, action, Some(maker), what)
