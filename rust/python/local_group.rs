@@ -9,16 +9,17 @@ use pyo3::types::PyList;
 use super::errors::{RankError, UsageError, count};
 use super::schedule::PySchedule;
 use super::timeline::PyTimeline;
+use super::worker::{Detaching, PyWorker, Value};
 use crate::execute::interpreter::{Interpreter, RankFailure, run, run_interleaved};
 use crate::execute::local::{Absence, Hub, Outcome, Port};
-use crate::execute::{Failure, Patience, Record, Stopped, Transport, Values, Worker};
+use crate::execute::{Failure, Record};
 use crate::lower::Program;
-use crate::schedule::{Action, Kind, Rank, Slot, Tensor};
+use crate::schedule::{Rank, Slot};
 use crate::timeline::{Span, Timeline};
 
-type Value = Py<PyAny>;
 type LocalHub = Hub<Value, Card, Fault>;
 type LocalOutcome = Outcome<Card, Fault>;
+type LocalTransport<'a, 'py> = Detaching<'py, Port<'a, Value, Card, Fault>>;
 
 /// What a rank lays on the table at a meeting.
 enum Card {
@@ -273,9 +274,9 @@ impl PyLocalGroup {
         program: &'a Program,
         rank: Rank,
         worker: &Bound<'py, PyAny>,
-    ) -> Interpreter<'a, PyWorker<'py>, Detaching<'a, 'py>> {
+    ) -> Interpreter<'a, PyWorker<'py>, LocalTransport<'a, 'py>> {
         let worker = PyWorker(worker.clone());
-        let transport = Detaching { py, port: self.hub.port(rank) };
+        let transport = Detaching { py, inner: self.hub.port(rank) };
         Interpreter::new(program.shape(), &program.rows()[rank], worker, transport, self.hub.clock())
     }
 
@@ -337,75 +338,4 @@ fn measured(outcome: &LocalOutcome) -> Timeline {
     });
     let cpu = records().flat_map(|(_, record)| record.slot.actions().map(|_| record.cpu));
     Timeline::new(outcome.cards.len(), spans.collect(), Some(cpu.collect()))
-}
-
-/// A rank's Python object with `forward`, `backward`, `backward_input`, `backward_weight` and
-/// `forward_backward`.
-struct PyWorker<'py>(Bound<'py, PyAny>);
-
-impl PyWorker<'_> {
-    fn one(&self, action: Action, input: Option<Value>) -> PyResult<Option<Value>> {
-        let (stage, microbatch) = (action.stage, action.microbatch);
-        let worker = &self.0;
-        let output = match action.kind {
-            Kind::F => worker.call_method1("forward", (stage, microbatch, input)),
-            Kind::I => worker.call_method1("backward_input", (stage, microbatch, input)),
-            Kind::W => worker.call_method1("backward_weight", (stage, microbatch)),
-            Kind::B => worker.call_method1("backward", (stage, microbatch, input)),
-        };
-        Ok(some(output?.unbind(), worker.py()))
-    }
-}
-
-fn some(value: Value, py: Python<'_>) -> Option<Value> {
-    (!value.is_none(py)).then_some(value)
-}
-
-impl Worker for PyWorker<'_> {
-    type Value = Value;
-    type Error = PyErr;
-
-    fn compute(&mut self, slot: Slot, inputs: Values<Value>) -> PyResult<Values<Value>> {
-        let [first, second] = inputs;
-        match slot {
-            Slot::One(action) => Ok([self.one(action, first)?, None]),
-            Slot::Pair(f, b) => {
-                let arguments = (f.stage, f.microbatch, first, b.stage, b.microbatch, second);
-                let made = self.0.call_method1("forward_backward", arguments)?;
-                let (output, gradient): (Value, Value) = made.extract()?;
-                Ok([some(output, self.0.py()), some(gradient, self.0.py())])
-            }
-        }
-    }
-}
-
-/// A port that lets other threads of Python run while it waits.
-struct Detaching<'a, 'py> {
-    py: Python<'py>,
-    port: Port<'a, Value, Card, Fault>,
-}
-
-impl Transport for Detaching<'_, '_> {
-    type Value = Value;
-
-    fn post(&mut self, from: Rank, tensor: Tensor) {
-        self.port.post(from, tensor);
-    }
-
-    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) {
-        self.port.send(to, tensor, value);
-    }
-
-    fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<Value>, Stopped> {
-        match self.port.wait(from, tensor, Patience::Look)? {
-            None if patience == Patience::Wait => {
-                self.py.detach(|| self.port.wait(from, tensor, Patience::Wait))
-            }
-            found => Ok(found),
-        }
-    }
-
-    fn stopped(&self) -> bool {
-        self.port.stopped()
-    }
 }

@@ -7,6 +7,7 @@ mod errors;
 mod local_group;
 mod schedule;
 mod timeline;
+mod worker;
 
 #[pymodule]
 #[pyo3(name = "_core")]
