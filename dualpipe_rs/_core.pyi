@@ -66,7 +66,7 @@ class Costs:
         *,
         backward: _PerStage | None = None,
         overlap: float | None = None,
-        p2p: float = 0.0,
+        p2p: float | None = None,
     ) -> Costs: ...
     @property
     def forward(self) -> float | list[float]: ...
