@@ -135,8 +135,8 @@ class Pipeline(nn.Module):
     def sync_gradients(self) -> None:
         """Sums the gradients of stages that live on two ranks (DualPipe), so that both copies have the sum.
 
-        All ranks of the group call it, once, after the last accumulated step and before the optimizer's. A missing gradient counts
-        as zero. Under other placements there is nothing to do.
+        All ranks of the group call it, once, after the last accumulated step and before the optimizer's.
+        A missing gradient counts as zero. Under other placements there is nothing to do.
         """
         if not self._bidirectional:
             return
