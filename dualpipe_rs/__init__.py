@@ -21,6 +21,7 @@ from dualpipe_rs.errors import Error, RankError, ScheduleError, UsageError, Viol
 from dualpipe_rs.local import run_local
 
 if TYPE_CHECKING:
+    __version__: str
     from dualpipe_rs import utils
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
@@ -61,6 +62,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("dualpipe_rs")
     if name == "utils":
         return importlib.import_module("dualpipe_rs.utils")
     if name not in _LAZY:

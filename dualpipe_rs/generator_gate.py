@@ -7,14 +7,18 @@ that notes or restores the generator's state runs alone: others that are under w
 ones wait. Where checkpointing is told ``preserve_rng_state=False`` (right for blocks that draw nothing)
 nothing notes the state, and ranks run side by side.
 
+Watched are ``torch.get_rng_state``, ``torch.set_rng_state`` and the same in ``torch.random``, through which
+torch's own checkpointing and ``fork_rng`` go. The methods of ``torch.default_generator`` cannot be watched.
+
 This is not a generator of its own, and it makes no run reproducible: which rank draws first is up to
-the threads (``run_local(..., interleaved=True)`` is reproducible).
+the threads.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,44 +65,60 @@ class GeneratorGate:
 
 
 _gate = GeneratorGate()
-_inside = threading.local()
+_here = threading.local()  # .depth: how many computations this thread is in; a stage may hold a pipeline
 _install_lock = threading.Lock()
 _installed = 0
-_plain_get_rng_state = torch.get_rng_state
+_NAMES = ("get_rng_state", "set_rng_state")
+_HOMES = (torch, torch.random)
+_plain = {(home, name): getattr(home, name) for home in _HOMES for name in _NAMES}
 
 
-def _get_rng_state() -> torch.Tensor:
-    """Stands in for ``torch.get_rng_state`` during steps: what asks for the state means to restore it."""
-    if getattr(_inside, "computing", False):
-        _gate.claim()
-    return _plain_get_rng_state()
+def is_computing() -> bool:
+    """Whether the calling thread is inside a stage."""
+    return getattr(_here, "depth", 0) > 0
+
+
+def _claiming(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for a function of torch during steps: what notes the state means to restore it."""
+
+    @functools.wraps(plain)
+    def claim_first(*args: Any, **options: Any) -> Any:
+        if is_computing():
+            _gate.claim()
+        return plain(*args, **options)
+
+    return claim_first
 
 
 @contextmanager
 def watching() -> Iterator[None]:
     """Watches for computations that note the generator's state, on all threads, while any is in here."""
-    global _installed, _plain_get_rng_state
+    global _installed
     with _install_lock:
         _installed += 1
         if _installed == 1:
-            _plain_get_rng_state = torch.get_rng_state
-            torch.get_rng_state = _get_rng_state
+            for home, name in _plain:
+                _plain[home, name] = getattr(home, name)
+                setattr(home, name, _claiming(_plain[home, name]))
     try:
         yield
     finally:
         with _install_lock:
             _installed -= 1
             if _installed == 0:
-                torch.get_rng_state = _plain_get_rng_state
+                for (home, name), plain in _plain.items():
+                    setattr(home, name, plain)
 
 
 class SharedGenerator:
     """``with`` this around each computation of a rank, inside :func:`watching`."""
 
     def __enter__(self) -> None:
-        _gate.enter()
-        _inside.computing = True
+        if not is_computing():
+            _gate.enter()
+        _here.depth = getattr(_here, "depth", 0) + 1
 
     def __exit__(self, *_: Any) -> None:
-        _inside.computing = False
-        _gate.leave()
+        _here.depth -= 1
+        if not is_computing():
+            _gate.leave()

@@ -7,10 +7,12 @@ caller has it loaded already.
 
 from __future__ import annotations
 
+import atexit
 import contextvars
-import os
+import ctypes
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -21,6 +23,9 @@ from dualpipe_rs.errors import RankError, UsageError
 T = TypeVar("T")
 
 _thread = threading.local()
+
+#: How long the process's end waits for ranks that are still at work, in seconds.
+_FAREWELL = 10.0
 
 
 def current_group() -> LocalGroup | None:
@@ -42,25 +47,32 @@ def run_local(
             and ``group`` is good as ``process_group=``. Pipelines made inside find it by themselves.
         num_ranks: how many ranks.
         interleaved: compute the steps of all ranks in turn on one thread, each rank as far as it can
-            go. On models so small that the interpreter is the bottleneck this is faster than threads,
-            and it is deterministic. The result is the same.
-        threads_per_rank: torch's intra-op threads in each rank. By default the cores are shared out among
-            the ranks that compute at once, at least one each; it is put back afterwards.
+            go, always in the same order. On models so small that the interpreter is the bottleneck this is
+            faster than threads. The result is the same.
+        threads_per_rank: torch's intra-op threads in each rank. By default those that torch has here are
+            shared out among the ranks that compute at once, at least one each; put back afterwards.
+
+    Ranks share what belongs to the process, torch's random generator above all: build models and draw
+    data before, or from a ``torch.Generator`` of each rank. Between steps the ranks run side by side,
+    with ``interleaved=True`` too. ``torch.device`` contexts and saved-tensor hooks around the call do not
+    reach the ranks; gradient mode and autocast do.
 
     Returns:
         The results of ``fn``, by rank.
 
     Raises:
+        UsageError: an argument is not what it should be, or this was called inside a stage.
         Exception: what a rank raised, once all ranks have ended. Where a rank failed in a step, all
             raise :class:`~dualpipe_rs.RankError`, and the failing rank's is raised here.
+        KeyboardInterrupt: all ranks are stopped at their next slot or meeting first. A rank that is at
+            neither is waited for; a second Ctrl-C leaves it behind, to be stopped when the process ends.
     """
+    _check_arguments(fn, interleaved, threads_per_rank)
     groups = local_groups(num_ranks, interleaved=interleaved)
     results: list[Any] = [None] * num_ranks
     errors: list[BaseException | None] = [None] * num_ranks
     owners = _Owners()
-    at_once = 1 if interleaved else num_ranks
-    share = threads_per_rank or max(1, (os.cpu_count() or 1) // at_once)
-    with _intra_op_threads(share) as set_threads:
+    with _intra_op_threads(threads_per_rank, 1 if interleaved else num_ranks) as set_threads:
         inherit = _inherited_settings()
 
         def rank_main(rank: int) -> None:
@@ -122,24 +134,99 @@ class _Owners:
             )
 
 
-def _run_threads(rank_main: Callable[[int], None], groups: list[LocalGroup]) -> None:
-    """Starts a thread a rank and waits for all. On Ctrl-C the ranks stop at their next slot."""
-    threads = [
-        threading.Thread(
-            target=contextvars.copy_context().run, args=(rank_main, rank), name=f"rank {rank}", daemon=True
+def _check_arguments(fn: Any, interleaved: Any, threads_per_rank: Any) -> None:
+    if not callable(fn):
+        raise UsageError(f"fn is of type {type(fn).__name__}; give a function that takes the rank's group")
+    if not isinstance(interleaved, bool):
+        raise UsageError(f"interleaved is {interleaved!r}; it is True or False")
+    whole = isinstance(threads_per_rank, int) and not isinstance(threads_per_rank, bool)
+    if threads_per_rank is not None and not (whole and threads_per_rank > 0):
+        raise UsageError(
+            f"threads_per_rank is {threads_per_rank!r}; it is a whole number from 1, or None for a fair share"
         )
-        for rank in range(len(groups))
-    ]
-    try:
-        for thread in threads:
+    gate = sys.modules.get("dualpipe_rs.generator_gate")
+    if gate is not None and gate.is_computing():
+        # Its ranks would wait for this stage to end, as a stage may compute alone (generator_gate.py).
+        raise UsageError("run_local() was called inside a stage; call it outside of step()")
+
+
+class _Ranks:
+    """The threads of one :func:`run_local`, from their start to their end."""
+
+    def __init__(self, rank_main: Callable[[int], None], groups: list[LocalGroup]) -> None:
+        self._group = groups[0]
+        self._left = len(groups)
+        self._ended = threading.Semaphore(0)
+
+        def run(rank: int) -> None:
+            try:
+                rank_main(rank)
+            finally:
+                self._ended.release()
+
+        self._threads = [
+            threading.Thread(
+                target=contextvars.copy_context().run, args=(run, rank), name=f"rank {rank}", daemon=True
+            )
+            for rank in range(len(groups))
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:
-        groups[0].interrupt(f"was interrupted ({type(error).__name__})")
-        for thread in threads:
+
+    def wait(self, deadline: float | None = None) -> bool:
+        """Waits until all ranks have ended; whether they have, within ``deadline`` seconds a rank.
+
+        Not by ``Thread.join``: interrupted, that takes a running thread for an ended one.
+        """
+        while self._left:
+            if not self._ended.acquire(timeout=deadline):
+                return False
+            self._left -= 1
+        for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        return True
+
+    def interrupt(self, reason: str) -> None:
+        """Ends all ranks at their next slot or meeting."""
+        self._group.interrupt(reason)
+
+    def count_started(self) -> None:
+        """Waits for no rank whose thread could not be started."""
+        self._left -= sum(thread.ident is None for thread in self._threads)
+
+    def dismiss(self) -> None:
+        """Ends all ranks because the process ends: threads of torch that outlive Python abort it."""
+        self.interrupt("was stopped, as the process ends")
+        for thread in filter(threading.Thread.is_alive, self._threads):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+            )
+        self.wait(_FAREWELL)
+
+
+_running: weakref.WeakSet[_Ranks] = weakref.WeakSet()
+
+
+@atexit.register
+def _dismiss_all() -> None:
+    for ranks in list(_running):
+        ranks.dismiss()
+
+
+def _run_threads(rank_main: Callable[[int], None], groups: list[LocalGroup]) -> None:
+    """Runs a thread a rank and waits for all. On Ctrl-C the ranks stop at their next slot."""
+    ranks = _Ranks(rank_main, groups)
+    _running.add(ranks)
+    try:
+        ranks.start()
+        ranks.wait()
+    except BaseException as error:
+        ranks.interrupt(f"was interrupted ({type(error).__name__})")
+        ranks.count_started()
+        ranks.wait()
         raise
 
 
@@ -152,13 +239,14 @@ def _first_failure(errors: list[BaseException | None]) -> BaseException | None:
 
 
 @contextmanager
-def _intra_op_threads(count: int) -> Iterator[Callable[[], None]]:
+def _intra_op_threads(asked: int | None, at_once: int) -> Iterator[Callable[[], None]]:
     """Yields what sets torch's intra-op threads in a rank's thread; puts back the caller's at the end."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield lambda: None
         return
     before = torch.get_num_threads()
+    count = asked or max(1, before // at_once)
     try:
         yield lambda: torch.set_num_threads(count)
     finally:

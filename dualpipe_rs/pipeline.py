@@ -1,14 +1,13 @@
 """The ``nn.Module`` wrappers: :class:`Pipeline` for any schedule, :class:`DualPipe`, :class:`DualPipeV`.
 
-A wrapper cuts the batch, hands the slots to a :class:`~dualpipe_rs.worker.Worker` and the order to the
-Rust interpreter, and gathers losses and outputs. It holds no schedule logic and sends nothing itself.
+A wrapper has the batch cut (batch.py), hands the slots to a :class:`~dualpipe_rs.worker.Worker` and the
+order to the Rust interpreter, and gathers losses and outputs. It holds no schedule logic and sends nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +17,12 @@ import dualpipe_rs._core as _core
 from dualpipe_rs import generator_gate
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
+from dualpipe_rs.batch import Criterion, gathered, share
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
-from dualpipe_rs.utils import Tensors, gather, scatter
-from dualpipe_rs.worker import Batch, Criterion, Values, Worker, autocast_devices
+from dualpipe_rs.replicas import Replicas
+from dualpipe_rs.utils import Tensors
+from dualpipe_rs.worker import Worker, autocast_devices
 
 
 class Pipeline(nn.Module):
@@ -62,6 +63,7 @@ class Pipeline(nn.Module):
         split_weight_grad: bool = True,
     ) -> None:
         super().__init__()
+        _check_options(batch_dim, split_weight_grad)
         self.group = _group(process_group)
         self.num_ranks = self.group.size()
         self.rank = _own_rank(self.group, rank_mapping)
@@ -69,15 +71,15 @@ class Pipeline(nn.Module):
         self.timeline: Timeline | None = None
         self._given = schedule
         self._schedules: dict[tuple[int, bool], Schedule] = {}
-        self._rank_mapping = list(range(self.num_ranks) if rank_mapping is None else rank_mapping)
         self._store = wg.Store()
 
         probe = self._probe()
         self._stages = probe.stages_of(self.rank)
-        self._bidirectional = probe.placement == "bidirectional"
-        stages = _checked_modules(modules, self._stages, probe, self.rank)
-        claim_modules(self.group, dict(zip(self._stages, stages, strict=True)))
-        self.module = nn.ModuleList(stages)
+        self.module = nn.ModuleList(_checked_modules(modules, self._stages, probe, self.rank))
+        claim_modules(self.group, self._by_stage())
+        self._replicas: Replicas | None = None
+        if probe.placement == "bidirectional":
+            self._replicas = self._find_replicas(rank_mapping)
         if split_weight_grad:
             wg.split_weight_grad(self.module)
 
@@ -119,41 +121,32 @@ class Pipeline(nn.Module):
         training = torch.is_grad_enabled() and (self.training or criterion is not None)
         schedule = self._schedule(num_chunks, training)
         worker = Worker(
-            dict(zip(self._stages, self.module, strict=True)),
+            self._by_stage(),
             schedule.num_stages,
-            self._share(schedule, inputs, labels, criterion, training),
+            share(schedule, self.rank, inputs, labels, criterion, training=training, dim=self.batch_dim),
             criterion,
             self._store,
             training=training,
             keep_outputs=return_outputs,
-            around=generator_gate.SharedGenerator() if self._threaded() else None,
+            around=generator_gate.SharedGenerator(),
         )
+        if training and self._replicas is not None:
+            self._replicas.before_training()
         with self._running():
             self.timeline = self.group.step(schedule, worker, self.rank, self._settings())
-        return _gathered(worker, return_outputs, self.batch_dim)
+        return gathered(worker.losses, worker.outputs, self.batch_dim)
 
     def sync_gradients(self) -> None:
         """Sums the gradients of stages that live on two ranks (DualPipe), so that both copies have the sum.
 
         All ranks of the group call it, once, after the last accumulated step and before the optimizer's.
         A missing gradient counts as zero. Under other placements there is nothing to do.
+
+        Raises:
+            UsageError: it was called on these gradients before.
         """
-        if not self._bidirectional:
-            return
-        stages = zip(self._stages, self.module, strict=True)
-        parameters = {stage: list(module.parameters()) for stage, module in stages}
-        own = {stage: [p.grad for p in held] for stage, held in parameters.items()}
-        by_member = self.group.exchange(own)
-        partner = by_member[self._rank_mapping.index(self.num_ranks - 1 - self.rank)]
-        first, second = (own, partner) if self.rank < self.num_ranks // 2 else (partner, own)
-        sums = {
-            stage: [_sum(a, b) for a, b in zip(first[stage], second[stage], strict=True)]
-            for stage in parameters
-        }
-        self.group.exchange(None)  # Nobody reads the old gradients any more.
-        for stage, held in parameters.items():
-            for parameter, grad in zip(held, sums[stage], strict=True):
-                parameter.grad = grad
+        if self._replicas is not None:
+            self._replicas.sum_gradients()
 
     def extra_repr(self) -> str:
         """The schedule and the rank, for the module's repr."""
@@ -164,7 +157,7 @@ class Pipeline(nn.Module):
     def _probe(self) -> Schedule:
         """A schedule from which to read which stages this rank holds; verified if it was given."""
         if isinstance(self._given, str):
-            return _core.schedule(self._given, self.num_ranks, 2 * self.num_ranks)
+            return self._named_probe(self._given)
         if not isinstance(self._given, Schedule):
             raise UsageError(
                 f"schedule is of type {type(self._given).__name__}; give a dualpipe_rs.Schedule, or the name "
@@ -178,6 +171,17 @@ class Pipeline(nn.Module):
         self._given.verify()
         return self._given
 
+    def _named_probe(self, name: str) -> Schedule:
+        try:
+            return _core.schedule(name, self.num_ranks, 2 * self.num_ranks)
+        except UsageError as error:
+            if self.num_ranks == 1 and current_group() is None and name in _core.schedule_names():
+                raise UsageError(
+                    f"{name} needs more than this one rank; make the pipeline inside "
+                    "dualpipe_rs.run_local(fn, num_ranks), which calls fn once for each rank"
+                ) from error
+            raise
+
     def _schedule(self, num_chunks: int, training: bool) -> Schedule:
         key = (num_chunks, training)
         if key not in self._schedules:
@@ -187,7 +191,13 @@ class Pipeline(nn.Module):
 
     def _full_schedule(self, num_chunks: int) -> Schedule:
         if isinstance(self._given, str):
-            return _core.schedule(self._given, self.num_ranks, num_chunks)
+            try:
+                return _core.schedule(self._given, self.num_ranks, num_chunks)
+            except UsageError as error:
+                left_out = (
+                    "" if num_chunks else "num_chunks, the number of microbatches, was left out or is 0: "
+                )
+                raise UsageError(f"{left_out}{error}") from None
         if num_chunks not in (0, self._given.num_microbatches):
             raise UsageError(
                 f"num_chunks={num_chunks}, and the schedule has {self._given.num_microbatches} microbatches; "
@@ -195,47 +205,15 @@ class Pipeline(nn.Module):
             )
         return self._given
 
-    # -- this rank's share of the batch -----------------------------------------------------------
-
-    def _share(
-        self,
-        schedule: Schedule,
-        inputs: Sequence[Tensor | None],
-        labels: Tensors | None,
-        criterion: Criterion | None,
-        training: bool,
-    ) -> Batch:
-        entering = self._microbatches(schedule, 0)
-        leaving = self._microbatches(schedule, schedule.num_stages - 1)
-        targets = () if labels is None else (labels,) if isinstance(labels, Tensor) else tuple(labels)
-        batch = Batch()
-        if entering:
-            if all(x is None for x in inputs):
-                raise UsageError(
-                    f"rank {self.rank} holds stage 0 and was given no inputs; call step(x, ...) there"
-                )
-            batch.inputs = self._cut(inputs, entering)
-        if leaving and criterion is None and training:
-            raise UsageError(
-                f"rank {self.rank} holds the last stage and was given no criterion; give step() a "
-                "criterion to train, or call it under torch.no_grad() for inference"
-            )
-        if leaving and criterion is not None:
-            _check_labels(criterion, targets, self.rank)
-            batch.labels = self._cut(targets, leaving)
-        return batch
-
-    def _microbatches(self, schedule: Schedule, stage: int) -> list[int]:
-        """The microbatches that this rank computes a stage for."""
-        return [m for m in range(schedule.num_microbatches) if schedule.rank_of(stage, m) == self.rank]
-
-    def _cut(self, batch: Sequence[Tensor | None], microbatches: list[int]) -> dict[int, Values]:
-        return dict(zip(microbatches, scatter(batch, len(microbatches), self.batch_dim), strict=True))
-
     # -- around the run ---------------------------------------------------------------------------
 
-    def _threaded(self) -> bool:
-        return self.num_ranks > 1 and not self.group.interleaved
+    def _by_stage(self) -> dict[int, nn.Module]:
+        return dict(zip(self._stages, self.module, strict=True))
+
+    def _find_replicas(self, rank_mapping: Sequence[int] | None) -> Replicas:
+        other = self.num_ranks - 1 - self.rank
+        partner = other if rank_mapping is None else list(rank_mapping).index(other)
+        return Replicas(self.group, partner, self.rank < other, self._by_stage)
 
     def _settings(self) -> str:
         """What holds for the thread alone, where one thread computes for all ranks."""
@@ -255,14 +233,14 @@ class Pipeline(nn.Module):
         before = wg.current()
         wg.bind(self.module, self._store)
         try:
-            with generator_gate.watching() if self._threaded() else nullcontext():
+            with generator_gate.watching():
                 yield
         except BaseException as error:
             self._store.clear()
             for parameter in without:
                 parameter.grad = None
             if accumulating and isinstance(error, RankError):
-                advice = "gradients that were there before the step hold a part of it now: zero them"
+                advice = "gradients that were there before the step may hold a part of it now: zero them"
                 error.args = (f"{error.args[0]} ({advice})",)
             raise
         finally:
@@ -313,8 +291,24 @@ class DualPipeV(Pipeline):
         )
 
 
+def _check_options(batch_dim: Any, split_weight_grad: Any) -> None:
+    if not isinstance(batch_dim, int) or isinstance(batch_dim, bool):
+        raise UsageError(f"batch_dim is {batch_dim!r}; it is the number of a dimension")
+    if not isinstance(split_weight_grad, bool):
+        raise UsageError(f"split_weight_grad is {split_weight_grad!r}; it is True or False")
+
+
 def _group(given: Any) -> LocalGroup:
-    group = given or current_group() or _core.local_groups(1)[0]
+    group = current_group() if given is None else given
+    if group is None:
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise UsageError(
+                f"torch.distributed runs with {distributed.get_world_size()} processes here, and pipelines "
+                "across processes are not supported yet; ranks are threads of one process: "
+                "dualpipe_rs.run_local(fn, num_ranks)"
+            )
+        return _core.local_groups(1)[0]
     if isinstance(group, LocalGroup):
         return group
     raise UsageError(
@@ -339,47 +333,12 @@ def _checked_modules(
 ) -> list[nn.Module]:
     several = isinstance(modules, (list, tuple, nn.Sequential, nn.ModuleList))
     given: list[Any] = list(modules) if several else [modules]
-    wrong = next((m for m in given if not isinstance(m, nn.Module)), None)
-    if wrong is not None:
-        raise UsageError(f"modules holds a {type(wrong).__name__}; each stage is a torch.nn.Module")
+    wrong = [type(m).__name__ for m in given if not isinstance(m, nn.Module)]
+    if wrong:
+        raise UsageError(f"modules holds a {wrong[0]}; each stage is a torch.nn.Module")
     if len(given) != len(stages):
         raise UsageError(
             f"rank {rank} was given {len(given)} modules; under {schedule.name} on {schedule.num_ranks} "
             f"ranks it holds stages {', '.join(map(str, stages))}: one module each"
         )
     return given
-
-
-def _check_labels(criterion: Callable[..., Any], labels: Sequence[Tensor | None], rank: int) -> None:
-    """Says that labels are missing where the criterion plainly asks for more than the outputs."""
-    if any(label is not None for label in labels):
-        return
-    function = criterion.forward if isinstance(criterion, nn.Module) else criterion
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return  # A builtin that does not tell: what it needs shows when it is called.
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
-    if len(required) > 1:
-        raise UsageError(
-            f"rank {rank} holds the last stage and was given no labels, and the criterion takes "
-            f"{', '.join(required)}; give labels=..., or a criterion of the outputs alone (one that takes "
-            "*outputs, if there are several)"
-        )
-
-
-def _gathered(worker: Worker, return_outputs: bool, dim: int) -> tuple[Tensor | None, Any]:
-    losses = [worker.losses[m].reshape(()) for m in sorted(worker.losses)]
-    loss = torch.stack(losses) if losses else None
-    if not (return_outputs and worker.outputs):
-        return loss, None
-    outputs = gather([worker.outputs[m] for m in sorted(worker.outputs)], dim)
-    return loss, outputs[0] if len(outputs) == 1 else outputs
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        given = b if a is None else a
-        return given if given is None else given.clone()
-    return a + b

@@ -36,42 +36,48 @@ def chunk_tensor(x: Tensor | None, chunks: int, dim: int) -> Sequence[Tensor | N
 
 
 def cat_tensor(x: Sequence[Tensor | None], dim: int) -> Tensor | None:
-    """Joins what :func:`chunk_tensor` cut; ``None`` where the parts are ``None``."""
-    if len(x) == 1 or x[0] is None:
-        return x[0]
-    return torch.cat([part for part in x if part is not None], dim=dim)
+    """Joins what :func:`chunk_tensor` cut; ``None`` where the parts are ``None``. Scalars are stacked."""
+    parts = [part for part in x if part is not None]
+    if not parts:
+        return None
+    if parts[0].dim() == 0:
+        return torch.stack(parts)
+    return parts[0] if len(x) == 1 else torch.cat(parts, dim=dim)
 
 
-def scatter(inputs: Tensors, chunks: int, dim: int) -> list[tuple[Tensor | None, ...]]:
+def scatter(
+    inputs: Tensors, chunks: int, dim: int, *, what: str = "argument"
+) -> list[tuple[Tensor | None, ...]]:
     """Cuts each tensor into ``chunks`` along ``dim``: a tuple of arguments for each microbatch.
 
+    Args:
+        what: what the error calls an input.
+
     Raises:
-        UsageError: an argument is no tensor or ``None``, or its size along ``dim`` is no multiple of
-            ``chunks``.
+        UsageError: ``chunks`` is not positive, an input is no tensor or ``None``, or its size along
+            ``dim`` is no multiple of ``chunks``.
     """
+    if chunks < 1:
+        raise UsageError(f"a batch cannot be cut into {chunks} microbatches; it takes at least 1")
     batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     for index, x in enumerate(batch):
-        _check_divides(index, x, chunks, dim)
+        _check_divides(f"{what} {index}", x, chunks, dim)
     if not batch:
         return [()] * chunks
     return list(zip(*(chunk_tensor(x, chunks, dim) for x in batch), strict=True))
 
 
-def _check_divides(index: int, x: Any, chunks: int, dim: int) -> None:
+def _check_divides(name: str, x: Any, chunks: int, dim: int) -> None:
     if x is None:
         return
     if not isinstance(x, Tensor):
-        raise UsageError(
-            f"argument {index} is of type {type(x).__name__}; a batch is made of tensors and None"
-        )
+        raise UsageError(f"{name} is of type {type(x).__name__}; a batch is made of tensors and None")
     if not -x.dim() <= dim < x.dim():
-        raise UsageError(
-            f"argument {index} has {x.dim()} dimensions, so it cannot be cut along batch_dim={dim}"
-        )
+        raise UsageError(f"{name} has {x.dim()} dimensions, so it cannot be cut along batch_dim={dim}")
     if x.shape[dim] % chunks or x.shape[dim] == 0:
         nearest = max(1, round(x.shape[dim] / chunks)) * chunks
         raise UsageError(
-            f"argument {index} has size {x.shape[dim]} along dimension {dim}, which does not divide into "
+            f"{name} has size {x.shape[dim]} along dimension {dim}, which does not divide into "
             f"{chunks} microbatches of equal size; the nearest size that does is {nearest}"
         )
 

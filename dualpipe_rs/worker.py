@@ -8,26 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dualpipe_rs.batch import Batch, Criterion, Values
 from dualpipe_rs.utils import run_backward
 from dualpipe_rs.weight_grad import Store, set_current
-
-#: What travels between stages: the outputs of a stage, or the gradients for its inputs.
-Values = tuple[Tensor | None, ...]
-Criterion = Callable[..., Tensor]
-
-
-@dataclass
-class Batch:
-    """A rank's share of a step: microbatches by their index."""
-
-    inputs: Mapping[int, Values] = field(default_factory=dict)
-    labels: Mapping[int, Values] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,12 +73,11 @@ class Worker:
         with self._around:
             set_current(self._store)
             inputs = self._inputs(stage, microbatch, value)
-            outputs = _as_values(self._modules[stage](*inputs), stage, microbatch)
+            outputs = _as_values(self._modules[stage](*_owned(inputs)), stage, microbatch)
             loss = None
             if stage == self._last and self._criterion is not None:
-                loss = _checked_loss(
-                    self._criterion(*outputs, *self._batch.labels.get(microbatch, ())), microbatch
-                )
+                loss = self._criterion(*outputs, *self._batch.labels.get(microbatch, ()))
+                self._check_loss(loss, "the criterion", microbatch)
             return self._hold(stage, microbatch, inputs, outputs, loss)
 
     def backward(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
@@ -130,7 +118,7 @@ class Worker:
             outputs1, grads1 = _with_gradients(held.outputs, grads)
             outputs0, loss0 = overlapped(
                 self._modules[forward_stage],
-                list(inputs),
+                list(_owned(inputs)),
                 self._criterion if is_last else None,
                 list(self._batch.labels.get(forward_microbatch, ())) if is_last else [],
                 self._modules[backward_stage],
@@ -139,8 +127,9 @@ class Worker:
                 grads1,
             )
             values = _as_values(outputs0, forward_stage, forward_microbatch)
-            loss = _checked_loss(loss0, forward_microbatch) if loss0 is not None else None
-            made = self._hold(forward_stage, forward_microbatch, inputs, values, loss)
+            if is_last and self._criterion is not None:
+                self._check_loss(loss0, overlapped.__name__, forward_microbatch)
+            made = self._hold(forward_stage, forward_microbatch, inputs, values, loss0)
             return made, _input_gradients(backward_stage, held.inputs)
 
     # -- what they share --------------------------------------------------------------------------
@@ -155,6 +144,7 @@ class Worker:
         self, stage: int, microbatch: int, inputs: Values, outputs: Values, loss: Tensor | None
     ) -> Values | None:
         """Keeps what the backward needs; returns what the next stage takes, or ``None`` in the last."""
+        self._store.check_closed()
         if self._training:
             # Where there is a loss the backward begins at it, and the outputs need not be kept.
             self._held[stage, microbatch] = _Held(inputs, outputs if loss is None else (), loss)
@@ -166,16 +156,30 @@ class Worker:
             self.outputs[microbatch] = tuple(t if t is None else t.detach() for t in outputs)
         return None
 
+    def _check_loss(self, loss: Any, source: str, microbatch: int) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else None
+            raise TypeError(
+                f"{source} returned {shape or type(loss).__name__} for microbatch {microbatch}; a loss is a "
+                "tensor with one element"
+            )
+        if self._training and not loss.requires_grad:
+            raise TypeError(
+                f"{source} returned a loss that needs no gradient for microbatch {microbatch}, so nothing "
+                "would be trained; return it with its graph (no .item(), .detach() or no_grad()), or call "
+                "step() under torch.no_grad() for inference"
+            )
+
     def _backward(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
         held = self._held.pop((stage, microbatch))
         with _without_autocast():
             if held.loss is not None:
-                if held.loss.requires_grad:
-                    run_backward((held.loss,), (None,))
+                run_backward((held.loss,), (None,))
             else:
                 outputs, output_grads = _with_gradients(held.outputs, grads)
                 if outputs:
                     run_backward(outputs, output_grads)
+        self._store.check_closed()
         return _input_gradients(stage, held.inputs)
 
 
@@ -194,13 +198,21 @@ def _as_values(returned: Any, stage: int, microbatch: int) -> Values:
     )
 
 
-def _checked_loss(loss: Any, microbatch: int) -> Tensor:
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss
-    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-    raise TypeError(
-        f"the criterion returned {what} for microbatch {microbatch}; a loss is a tensor with one element"
-    )
+class _Own(torch.autograd.Function):
+    """A tensor's memory without being the leaf, which a stage could not write to in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+def _owned(inputs: Values) -> Values:
+    """What a stage is called with: it may begin with an operation in place, as in the uncut model."""
+    return tuple(t if t is None or not t.requires_grad else _Own.apply(t) for t in inputs)
 
 
 def _handed_over(output: Tensor | None) -> Tensor | None:

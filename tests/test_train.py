@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from training import Masks, Outcome, criterion, data_for, gradients, piped, serial, stages_for, step_arguments
 
@@ -48,7 +50,7 @@ def test_equals_serial(family, ranks, microbatches, split, interleaved):
     assert_equal(outcome, serial(stages, data))
 
 
-@pytest.mark.parametrize("recompute", ["reentrant", "non-reentrant"])
+@pytest.mark.parametrize("recompute", ["reentrant", "non-reentrant", "own"])
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize(("family", "ranks", "microbatches"), [("dualpipe", 4, 8), ("dualpipev", 2, 6)])
 def test_dropout_under_checkpointing(family, ranks, microbatches, split, recompute):
@@ -104,6 +106,138 @@ def test_schedule_from_text_and_rank_mapping():
     by_stage = {stage: grads for _, held in results for stage, grads in held.items()}
     losses = next(loss for loss, _ in results if loss is not None)
     assert_equal(Outcome(losses, [by_stage[s] for s in range(6)]), serial(stages, data))
+
+
+def test_two_runs_at_once_draw_right_masks():
+    """One interleaved, one with a rank of its own: neither may draw while the other restores the state."""
+    schedules = [dp.schedule("dualpipev", 2, 6), dp.schedule("dualpipev", 1, 6)]
+    given = [(s, stages_for(s, masks=Masks(), recompute="non-reentrant"), data_for(s)) for s in schedules]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(piped, *given[0], interleaved=True),
+            pool.submit(piped, *given[1]),
+        ]
+        outcomes = [run.result() for run in runs]
+    for outcome, (_, stages, data) in zip(outcomes, given, strict=True):
+        assert_equal(outcome, serial(stages, data))
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
+def test_stages_that_begin_in_place(split):
+    """As a cut between a norm and its ReLU(inplace=True) makes them."""
+
+    class InPlace(nn.Sequential):
+        def forward(self, x, number):
+            return super().forward(x), number
+
+    schedule = dp.schedule("dualpipev", 2, 4)
+    torch.manual_seed(1)
+    stages = [InPlace(nn.ReLU(inplace=True), nn.Linear(8, 8).double()) for _ in range(3)]
+    stages.append(InPlace(nn.ReLU(inplace=True), nn.Linear(8, 11).double()))
+    stages[0], data = InPlace(nn.Embedding(11, 8).double()), data_for(schedule)
+    assert_equal(piped(schedule, stages, data, split_weight_grad=split), plain_serial(stages, data))
+
+
+def plain_serial(stages, data) -> Outcome:
+    stages = copy.deepcopy(stages)
+    losses = []
+    for tokens, number, targets in zip(
+        *(b.split(data.size) for b in (data.tokens, data.numbers, data.targets)), strict=True
+    ):
+        values = (tokens, number)
+        for stage in stages:
+            values = stage(*values)
+        losses.append(criterion(*values, targets))
+        losses[-1].backward()
+    return Outcome(torch.stack(losses).detach(), gradients(stages))
+
+
+def test_outputs_without_dimensions():
+    pipe = dp.DualPipeV([nn.Linear(2, 2), Total()])
+    loss, outputs = pipe.step(
+        torch.ones(4, 2), num_chunks=4, criterion=lambda total: total, return_outputs=True
+    )
+    assert torch.equal(loss, outputs)
+
+
+class Total(nn.Module):
+    def forward(self, x):
+        return x.sum()
+
+
+def test_frozen_layers_may_be_of_several_ranks():
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def rank_main(group):
+        pipe = dp.DualPipeV([nn.Sequential(nn.Linear(4, 4), frozen) for _ in range(2)])
+        pipe.step(torch.ones(8, 4), num_chunks=4, criterion=F.mse_loss, labels=torch.ones(8, 4))
+
+    dp.run_local(rank_main, 2)
+
+
+# -- stages on two ranks --------------------------------------------------------------------------
+
+
+def with_dualpipe(body):
+    """Calls body(pipe, step) on two ranks with equal copies."""
+    torch.manual_seed(0)
+    stages = [nn.Linear(4, 4) for _ in range(2)]
+
+    def rank_main(group):
+        mine = [copy.deepcopy(stages[s]) for s in (group.rank(), 1 - group.rank())]
+        pipe = dp.DualPipe(mine)
+        half = torch.ones(4, 4)
+        return body(
+            pipe, lambda: pipe.step(half, num_chunks=4, criterion=F.mse_loss, labels=half), group.rank()
+        )
+
+    return dp.run_local(rank_main, 2)
+
+
+def grads_of(pipe, rank):
+    """By stage."""
+    return [[p.grad.clone() for p in module.parameters()] for module in pipe.module][:: -1 if rank else 1]
+
+
+def test_a_second_sync_of_the_same_gradients_is_refused():
+    def body(pipe, step, rank):
+        step()
+        pipe.sync_gradients()
+        with pytest.raises(dp.UsageError, match="a second time on the same gradients"):
+            pipe.sync_gradients()
+        step()  # Accumulates into what is summed.
+        with pytest.raises(dp.UsageError, match="a second time on the same gradients"):
+            pipe.sync_gradients()
+
+    with_dualpipe(body)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_sync_after_zero_grad(to_none):
+    def body(pipe, step, rank):
+        found = []
+        for _ in range(3):
+            step()
+            pipe.sync_gradients()
+            found.append(grads_of(pipe, rank))
+            pipe.zero_grad(set_to_none=to_none)
+        return found
+
+    steps = [grads for found in with_dualpipe(body) for grads in found]
+    assert len(steps) == 6
+    for grads in steps:
+        for stage, expected in zip(grads, steps[0], strict=True):
+            assert all(map(torch.equal, stage, expected))
+
+
+def test_copies_that_do_not_start_equal_are_refused():
+    def body(pipe, step, rank):
+        if rank:
+            nn.init.zeros_(pipe.module[0].bias)
+        with pytest.raises(dp.UsageError, match=r"the two copies of stage . do not start equal; .*deepcopy"):
+            step()
+
+    with_dualpipe(body)
 
 
 # -- the test itself: what it must notice ---------------------------------------------------------

@@ -51,6 +51,8 @@ class Stage(nn.Module):
             x = self.embedding(x)
         if self.recompute == "no":
             x = self.block(x, number)
+        elif self.recompute == "own":
+            x = Recomputed.apply(x, number, self.block)
         else:
             x = checkpoint(self.block, x, number, use_reentrant=self.recompute == "reentrant")
         return (x if self.head is None else self.head(x)), number
@@ -76,6 +78,29 @@ class Stage(nn.Module):
 def stages_for(schedule: dp.Schedule, **options: Any) -> list[Stage]:
     torch.manual_seed(7)
     return [Stage(index, schedule.num_stages - 1, **options) for index in range(schedule.num_stages)]
+
+
+class Recomputed(torch.autograd.Function):
+    """Checkpointing of one's own, which notes the generator's state through `torch.random`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, number: Tensor, block: Callable[..., Tensor]) -> Tensor:
+        ctx.state, ctx.block = torch.random.get_rng_state(), block
+        ctx.save_for_backward(x, number)
+        with torch.no_grad():
+            return block(x, number)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        x, number = ctx.saved_tensors
+        before = torch.random.get_rng_state()
+        torch.random.set_rng_state(ctx.state)
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            out = ctx.block(x, number)
+        torch.random.set_rng_state(before)
+        torch.autograd.backward(out, grad)
+        return x.grad, None, None
 
 
 @dataclass

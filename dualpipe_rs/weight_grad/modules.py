@@ -233,12 +233,16 @@ def _found(module: nn.Module) -> list[nn.Module]:
 def bind(module: nn.Module, store: Store) -> None:
     """Makes the forwards of the split layers in `module` belong to `store`: they defer while it is enabled.
 
-    RuntimeError, with nothing bound, where one is bound to another store: a module belongs to one rank.
+    Layers with nothing to train may be of several ranks and are left alone. RuntimeError, with nothing bound,
+    where another is bound to another store: a module belongs to one rank.
     """
-    for m in _found(module):
+    trained = [
+        m for m in _found(module) if any(p is not None and p.requires_grad for p in m._parameters.values())
+    ]
+    for m in trained:
         if m.__dict__.get(_BOUND, store) is not store:
             raise RuntimeError(f"A {type(m).__name__} is bound to another rank's store; unbind() it there.")
-    for m in _found(module):
+    for m in trained:
         m.__dict__[_BOUND] = store
 
 

@@ -46,6 +46,15 @@ class Store:
         """How many flushed or keyed W's have not run; 0 is what the end of a step should find."""
         return len(self._queue) + len(self._keyed)
 
+    def check_closed(self) -> None:
+        """RuntimeError where closures were put while the store defers nothing, as nobody would run them."""
+        if self._open and not self._on:
+            raise RuntimeError(
+                f"WeightGradStore.put() was called {len(self._open)} times outside of an I, and nothing "
+                "would run those weight gradients; call put() where WeightGradStore.enabled, and compute them "
+                "at once where it is not."
+            )
+
     def put(self, fn: Callable[[], object]) -> None:
         """Adds the closure `fn` to the open list."""
         self._open.append(fn)
@@ -181,20 +190,20 @@ class WeightGradStore(metaclass=_PerRank):
 
     @staticmethod
     def put(fn: Callable[[], object]) -> None:
-        """See `Store.put`."""
+        """Adds the closure `fn`, which adds to the parameters' `.grad`, to the open list."""
         _here().put(fn)
 
     @staticmethod
     def flush() -> None:
-        """See `Store.flush`."""
+        """Ends the open list, which becomes the newest entry of the queue."""
         _here().flush()
 
     @staticmethod
     def pop() -> None:
-        """See `Store.pop`."""
+        """Takes the oldest entry of the queue and runs its closures; RuntimeError where there is none."""
         _here().pop()
 
     @staticmethod
     def clear() -> None:
-        """See `Store.clear`."""
+        """Drops all closures without running them."""
         _here().clear()

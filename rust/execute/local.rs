@@ -28,9 +28,11 @@ struct State<V, C, F> {
     /// The first failure of this step.
     fault: Option<Arc<F>>,
     table: Vec<Option<C>>,
-    /// Meetings held so far, and what the last one brought.
+    /// Meetings held so far.
     meetings: u64,
+    /// What the last meeting brought, until every rank has taken it: a failure holds on to much.
     outcome: Option<Arc<Outcome<C, F>>>,
+    taken: usize,
     /// Why a rank will come to no further meeting.
     gone: Vec<Option<Absence>>,
 }
@@ -59,6 +61,7 @@ impl<V, C, F> Hub<V, C, F> {
                 table: (0..size).map(|_| None).collect(),
                 meetings: 0,
                 outcome: None,
+                taken: 0,
                 gone: vec![None; size],
             }),
             bells: (0..size).map(|_| Condvar::new()).collect(),
@@ -105,15 +108,18 @@ impl<V, C, F> Hub<V, C, F> {
     /// clears the channels and the failure, so that what follows begins anew.
     pub fn meet(&self, rank: Rank, card: C) -> Result<Arc<Outcome<C, F>>, Absence> {
         let mut state = self.lock();
+        if let Some(own) = &state.gone[rank] {
+            return Err(own.clone());
+        }
         state.table[rank] = Some(card);
         let meeting = state.meetings;
         if state.table.iter().all(Option::is_some) {
             let left_over = state.conclude();
-            let outcome = state.outcome.clone();
+            let outcome = state.take_outcome();
             drop(state);
             self.ring_all();
             drop(left_over);
-            return Ok(outcome.expect("concluded just now"));
+            return Ok(outcome);
         }
         while state.meetings == meeting {
             if let Some(absence) = state.absence() {
@@ -122,7 +128,7 @@ impl<V, C, F> Hub<V, C, F> {
             }
             state = self.sleep(rank, state);
         }
-        Ok(state.outcome.clone().expect("a meeting was concluded"))
+        Ok(state.take_outcome())
     }
 
     /// The end of the channels that `rank` holds.
@@ -144,8 +150,16 @@ impl<V, C, F> State<V, C, F> {
         let cards = self.table.iter_mut().map(|card| card.take().expect("all have come")).collect();
         let fault = self.fault.take();
         self.outcome = Some(Arc::new(Outcome { cards, fault }));
+        self.taken = 0;
         self.meetings += 1;
         std::mem::take(&mut self.channels)
+    }
+
+    fn take_outcome(&mut self) -> Arc<Outcome<C, F>> {
+        self.taken += 1;
+        let is_last = self.taken == self.table.len();
+        let outcome = if is_last { self.outcome.take() } else { self.outcome.clone() };
+        outcome.expect("each rank takes what a meeting brought once, before it comes to the next")
     }
 
     /// A rank that is gone and has laid down no card.

@@ -1,104 +1,25 @@
 //! `LocalGroup`: the ranks of one process, and a step of theirs with Python callables as workers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::cards::{Card, Fault, LocalOutcome, check_numbering, disagreement, measured, steps};
 use super::errors::{RankError, UsageError, count};
 use super::schedule::PySchedule;
 use super::timeline::PyTimeline;
 use super::worker::{Detaching, PyWorker, Value};
 use crate::execute::interpreter::{Interpreter, RankFailure, run, run_interleaved};
-use crate::execute::local::{Absence, Hub, Outcome, Port};
+use crate::execute::local::{Absence, Hub, Port};
 use crate::execute::{Failure, Record};
 use crate::lower::Program;
-use crate::schedule::{Rank, Slot};
-use crate::timeline::{Span, Timeline};
+use crate::schedule::Rank;
 
 type LocalHub = Hub<Value, Card, Fault>;
-type LocalOutcome = Outcome<Card, Fault>;
 type LocalTransport<'a, 'py> = Detaching<'py, Port<'a, Value, Card, Fault>>;
-
-/// What a rank lays on the table at a meeting.
-enum Card {
-    /// It begins a step: of which schedule, and who computes.
-    Step { rank: Rank, fingerprint: u64, description: String, worker: Value },
-    /// It has ended a step: what it ran, by rank.
-    Done(Vec<(Rank, Vec<Record>)>),
-    /// It hands an object to all others.
-    Object(Value),
-}
-
-impl Card {
-    /// What the rank is at, for the words of an error.
-    fn describe(&self) -> String {
-        match self {
-            Card::Step { description, .. } => format!("begins a step of {description}"),
-            Card::Done(_) => "ends a step".to_string(),
-            Card::Object(_) => "exchanges objects".to_string(),
-        }
-    }
-
-    fn agrees(&self, other: &Card) -> bool {
-        match (self, other) {
-            (
-                Card::Step { fingerprint, description, .. },
-                Card::Step { fingerprint: other, description: words, .. },
-            ) => fingerprint == other && description == words,
-            (Card::Done(_), Card::Done(_)) | (Card::Object(_), Card::Object(_)) => true,
-            _ => false,
-        }
-    }
-}
-
-/// Where and why a rank failed.
-struct Fault {
-    rank: Rank,
-    slot: Option<(usize, Slot)>,
-    what: String,
-    cause: Option<PyErr>,
-}
-
-impl Fault {
-    fn new(py: Python<'_>, rank: Rank, failure: Failure<PyErr>) -> Option<Fault> {
-        match failure {
-            Failure::Stopped => None,
-            Failure::Worker { index, slot, error } => Some(Fault {
-                rank,
-                slot: Some((index, slot)),
-                what: in_words(py, &error),
-                cause: Some(error),
-            }),
-            Failure::NothingMade { index, slot, tensor } => Some(Fault {
-                rank,
-                slot: Some((index, slot)),
-                what: format!("the worker returned None for {tensor}, and the next stage waits for it"),
-                cause: None,
-            }),
-        }
-    }
-
-    fn to_error(&self, py: Python<'_>) -> PyErr {
-        let Fault { rank, slot, what, cause } = self;
-        let (place, index, action) = match slot {
-            Some((index, slot)) => {
-                (format!("rank {rank}, slot {index}, {slot}"), Some(*index), Some(slot.to_string()))
-            }
-            None => (format!("rank {rank}"), None, None),
-        };
-        let error = RankError::new_err((format!("{place}: {what}"), *rank, index, action));
-        error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-        error
-    }
-}
-
-/// `ValueError: what it said`.
-fn in_words(py: Python<'_>, error: &PyErr) -> String {
-    let name = error.get_type(py).name().map_or("an exception".to_string(), |name| name.to_string());
-    format!("{name}: {}", error.value(py))
-}
 
 /// One rank of a group whose ranks are threads of this process; `dualpipe_rs.run_local` makes them.
 ///
@@ -108,6 +29,8 @@ pub struct PyLocalGroup {
     hub: Arc<LocalHub>,
     rank: Rank,
     interleaved: bool,
+    /// Whether this member is in a step, where its stages may not call for another meeting.
+    in_step: AtomicBool,
 }
 
 /// The groups of `num_ranks` ranks, one for each.
@@ -119,7 +42,12 @@ pub fn local_groups(num_ranks: &Bound<'_, PyAny>, interleaved: bool) -> PyResult
         return Err(UsageError::new_err("num_ranks is 0; a group has at least one rank"));
     }
     let hub = Arc::new(LocalHub::new(ranks));
-    let group = |rank| PyLocalGroup { hub: hub.clone(), rank, interleaved };
+    let group = |rank| PyLocalGroup {
+        hub: hub.clone(),
+        rank,
+        interleaved,
+        in_step: AtomicBool::new(false),
+    };
     Ok((0..ranks).map(group).collect())
 }
 
@@ -158,6 +86,7 @@ impl PyLocalGroup {
         rank: Rank,
         settings: &str,
     ) -> PyResult<PyTimeline> {
+        self.outside_steps("step()")?;
         let program = schedule.program(py)?;
         if program.rows().len() != self.hub.size() {
             return Err(UsageError::new_err(format!(
@@ -174,13 +103,16 @@ impl PyLocalGroup {
         };
         let start = self.meet(py, card)?;
         check_numbering(&start)?;
+        self.in_step.store(true, Ordering::Relaxed);
         let ended = match self.interleaved {
             false => self.run(py, &program, rank, worker.bind(py)).map(|records| vec![(rank, records)]),
             true if self.rank == 0 => self.run_all(py, &program, &start),
             true => Ok(Vec::new()),
         };
         let own_error = ended.as_ref().err().map(|error| error.clone_ref(py));
-        let outcome = self.meet(py, Card::Done(ended.unwrap_or_default()))?;
+        let outcome = self.meet(py, Card::Done(ended.unwrap_or_default()));
+        self.in_step.store(false, Ordering::Relaxed);
+        let outcome = outcome?;
         match (&outcome.fault, own_error) {
             // Ctrl-C and the like go through as they are.
             (_, Some(error)) if !error.is_instance_of::<PyException>(py) => Err(error),
@@ -189,11 +121,16 @@ impl PyLocalGroup {
         }
     }
 
-    /// Hands an object to all ranks and returns theirs, by rank.
-    fn exchange<'py>(&self, py: Python<'py>, object: Value) -> PyResult<Bound<'py, PyList>> {
-        let outcome = self.meet(py, Card::Object(object))?;
+    /// Hands an object to all ranks and returns theirs, by rank, each as it is, without a copy.
+    ///
+    /// All ranks call it, outside of steps, with the same `purpose`: what a rank is at, in words such as
+    /// "sums gradients". Raises RankError where a rank has left, UsageError where one does something else.
+    #[pyo3(signature = (object, purpose = "exchanges objects"))]
+    fn exchange<'py>(&self, py: Python<'py>, object: Value, purpose: &str) -> PyResult<Bound<'py, PyList>> {
+        self.outside_steps("a collective")?;
+        let outcome = self.meet(py, Card::Object { purpose: purpose.to_string(), object })?;
         let objects = outcome.cards.iter().map(|card| match card {
-            Card::Object(object) => object.clone_ref(py),
+            Card::Object { object, .. } => object.clone_ref(py),
             _ => unreachable!("meet() has compared the cards"),
         });
         PyList::new(py, objects.collect::<Vec<_>>())
@@ -215,27 +152,47 @@ impl PyLocalGroup {
         (0..self.hub.size()).for_each(|rank| self.hub.leave(rank, reason.clone()));
     }
 
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "a group, and a pipeline that belongs to one, cannot be copied or pickled; copy or save the stages \
+             (pipe.module, or its state_dict()) and make another pipeline of them",
+        ))
+    }
+
     fn __repr__(&self) -> String {
         format!("<LocalGroup rank {} of {}>", self.rank, self.hub.size())
     }
 }
 
 impl PyLocalGroup {
+    fn outside_steps(&self, what: &str) -> PyResult<()> {
+        if !self.in_step.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(UsageError::new_err(format!(
+            "{what} was called on rank {} inside a stage, where the other ranks cannot take part; call it \
+             between steps",
+            self.rank
+        )))
+    }
+
     /// Meets all other ranks and sees to it that all have come for the same thing.
     fn meet(&self, py: Python<'_>, card: Card) -> PyResult<Arc<LocalOutcome>> {
         let purpose = card.describe();
         let outcome = py.detach(|| self.hub.meet(self.rank, card));
         let outcome = outcome.map_err(|Absence { rank, reason }| {
-            let message = format!("rank {rank} {reason}, and rank {} {purpose} with it", self.rank);
+            let message = match rank == self.rank {
+                true => format!(
+                    "rank {rank} {reason}, and cannot go on; a pipeline works inside the run_local that it was \
+                     made in"
+                ),
+                false => format!("rank {rank} {reason}, and rank {} {purpose} with it", self.rank),
+            };
             RankError::new_err((message, rank, None::<usize>, None::<String>))
         })?;
         match outcome.cards.iter().position(|card| !card.agrees(&outcome.cards[0])) {
             None => Ok(outcome),
-            Some(other) => Err(UsageError::new_err(format!(
-                "rank 0 {}, and rank {other} {}; all ranks of a group must do the same",
-                outcome.cards[0].describe(),
-                outcome.cards[other].describe()
-            ))),
+            Some(other) => Err(disagreement(&outcome.cards, other)),
         }
     }
 
@@ -294,48 +251,4 @@ impl PyLocalGroup {
             }
         }
     }
-}
-
-/// The rank of the schedule that each member of the group takes, and its worker.
-fn steps(start: &LocalOutcome) -> impl Iterator<Item = (Rank, &Value)> {
-    start.cards.iter().filter_map(|card| match card {
-        Card::Step { rank, worker, .. } => Some((*rank, worker)),
-        _ => None,
-    })
-}
-
-/// Each rank of the schedule is taken by one member of the group.
-fn check_numbering(start: &LocalOutcome) -> PyResult<()> {
-    let size = start.cards.len();
-    let taken = |rank| steps(start).filter(|(taken, _)| *taken == rank).count();
-    match (0..size).find(|&rank| taken(rank) != 1) {
-        None => Ok(()),
-        Some(rank) => Err(UsageError::new_err(format!(
-            "rank {rank} of the schedule is taken by {} members of the group; rank_mapping gives each of the \
-             {size} members another rank, and is the same on all of them",
-            taken(rank)
-        ))),
-    }
-}
-
-/// Joins what the ranks recorded to one timeline that begins at 0.
-fn measured(outcome: &LocalOutcome) -> Timeline {
-    let mut rows: Vec<&(Rank, Vec<Record>)> = outcome
-        .cards
-        .iter()
-        .flat_map(|card| match card {
-            Card::Done(rows) => rows.iter(),
-            _ => [].iter(),
-        })
-        .collect();
-    rows.sort_by_key(|(rank, _)| *rank);
-    let records = || rows.iter().flat_map(|(rank, row)| row.iter().map(|record| (*rank, record)));
-    let start = records().map(|(_, record)| record.start).fold(f64::INFINITY, f64::min);
-    let spans = records().flat_map(|(rank, record)| {
-        let Record { index, slot, start: from, end: to, .. } = *record;
-        slot.actions()
-            .map(move |action| Span::new(rank as u32, index as u32, action, from - start, to - start))
-    });
-    let cpu = records().flat_map(|(_, record)| record.slot.actions().map(|_| record.cpu));
-    Timeline::new(outcome.cards.len(), spans.collect(), Some(cpu.collect()))
 }

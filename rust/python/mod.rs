@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod cards;
 mod costs;
 mod errors;
 mod local_group;
