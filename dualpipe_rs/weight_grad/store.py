@@ -51,8 +51,8 @@ class Store:
         if self._open and not self._on:
             raise RuntimeError(
                 f"WeightGradStore.put() was called {len(self._open)} times outside of an I, and nothing "
-                "would run those weight gradients; call put() where WeightGradStore.enabled, and compute them "
-                "at once where it is not."
+                "would run those weight gradients; call put() where WeightGradStore.enabled, and compute "
+                "them at once where it is not."
             )
 
     def put(self, fn: Callable[[], object]) -> None:
