@@ -46,9 +46,11 @@ class GeneratorGate:
         with self._changed:
             if self._owner == threading.get_ident():
                 self._owner = None
+                self._changed.notify_all()
             else:
                 self._sharing -= 1
-            self._changed.notify_all()
+                if self._claims:
+                    self._changed.notify_all()
 
     def claim(self) -> None:
         """Goes on alone, until :meth:`leave`. Called inside a computation; again at no cost."""

@@ -126,6 +126,7 @@ class Pipeline(nn.Module):
             share(schedule, self.rank, inputs, labels, criterion, training=training, dim=self.batch_dim),
             criterion,
             self._store,
+            split=schedule.split_backwards(self.rank),
             training=training,
             keep_outputs=return_outputs,
             around=generator_gate.SharedGenerator(),

@@ -6,7 +6,7 @@ to the rank that needs it. This module knows nothing of ranks, sends or orders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ class Worker:
         batch: inputs of stage 0 and labels of the last stage, where this rank has them.
         criterion: ``criterion(*outputs, *labels)`` gives a microbatch's loss in the last stage.
         store: where the rank's weight gradients wait.
+        split: the (stage, microbatch) whose backward will be an I and a W; of all others it is a B.
         training: whether backwards will follow; else forwards leave nothing behind.
         keep_outputs: keep what the last stage returns.
         around: a context to compute each slot in.
@@ -50,6 +51,7 @@ class Worker:
         criterion: Criterion | None,
         store: Store,
         *,
+        split: Iterable[tuple[int, int]] = (),
         training: bool,
         keep_outputs: bool,
         around: AbstractContextManager[None] | None = None,
@@ -61,6 +63,7 @@ class Worker:
         self._batch = batch
         self._criterion = criterion
         self._store = store
+        self._split = frozenset(split)
         self._training = training
         self._keep_outputs = keep_outputs
         self._around = around or nullcontext()
@@ -71,7 +74,7 @@ class Worker:
     def forward(self, stage: int, microbatch: int, value: Values | None) -> Values | None:
         """F: takes the outputs of the stage before and returns this stage's, detached."""
         with self._around:
-            set_current(self._store)
+            self._begin(stage, microbatch)
             inputs = self._inputs(stage, microbatch, value)
             outputs = _as_values(self._modules[stage](*_owned(inputs)), stage, microbatch)
             loss = None
@@ -83,12 +86,13 @@ class Worker:
     def backward(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
         """B: takes the gradients of this stage's outputs and returns those of its inputs."""
         with self._around:
-            set_current(self._store)
+            self._begin(stage, microbatch)
             return self._backward(stage, microbatch, grads)
 
     def backward_input(self, stage: int, microbatch: int, grads: Values | None) -> Values | None:
         """I: like :meth:`backward`, with the weight gradients put off until W."""
         with self._around, self._store.deferring((stage, microbatch)):
+            self._begin(stage, microbatch)
             return self._backward(stage, microbatch, grads)
 
     def backward_weight(self, stage: int, microbatch: int) -> None:
@@ -111,7 +115,7 @@ class Worker:
             made = self.forward(forward_stage, forward_microbatch, value)
             return made, self.backward(backward_stage, backward_microbatch, grads)
         with self._around:
-            set_current(self._store)
+            self._begin(forward_stage, forward_microbatch)
             inputs = self._inputs(forward_stage, forward_microbatch, value)
             is_last = forward_stage == self._last
             held = self._held.pop((backward_stage, backward_microbatch))
@@ -133,6 +137,11 @@ class Worker:
             return made, _input_gradients(backward_stage, held.inputs)
 
     # -- what they share --------------------------------------------------------------------------
+
+    def _begin(self, stage: int, microbatch: int) -> None:
+        """Layers are cut in what leads to an I alone (also when checkpointing recomputes it)."""
+        self._store.cuts_layers = (stage, microbatch) in self._split
+        set_current(self._store)
 
     def _inputs(self, stage: int, microbatch: int, value: Values | None) -> Values:
         if stage == 0:

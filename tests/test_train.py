@@ -16,6 +16,7 @@ from training import Masks, Outcome, criterion, data_for, gradients, piped, seri
 
 import dualpipe_rs as dp
 from dualpipe_rs.generator_gate import GeneratorGate
+from dualpipe_rs.weight_grad.cut import CutLayer
 from dualpipe_rs.worker import Worker
 
 EQUAL = 1e-12
@@ -173,6 +174,24 @@ def test_frozen_layers_may_be_of_several_ranks():
         pipe.step(torch.ones(8, 4), num_chunks=4, criterion=F.mse_loss, labels=torch.ones(8, 4))
 
     dp.run_local(rank_main, 2)
+
+
+def test_layers_are_cut_only_where_an_input_backward_follows(monkeypatch):
+    """Where the schedule has a B the plain layer is faster, and it is what runs."""
+    cut = []
+    apply = CutLayer.apply
+    monkeypatch.setattr(CutLayer, "apply", lambda *args: (cut.append(1), apply(*args))[1])
+    schedule = dp.schedule("dualpipev", 2, 6)
+    split = [schedule.split_backwards(rank) for rank in range(2)]
+    for rank, found in enumerate(split):
+        assert [f"{stage}I{m}" for stage, m in found] == [w for w in schedule.rank(rank) if "I" in w]
+
+    def rank_main(group):
+        pipe = dp.DualPipeV([nn.Linear(4, 4), nn.Linear(4, 4)])
+        pipe.step(torch.ones(6, 4), num_chunks=6, criterion=F.mse_loss, labels=torch.ones(6, 4))
+
+    dp.run_local(rank_main, 2, interleaved=True)
+    assert len(cut) == sum(map(len, split)) > 0
 
 
 # -- stages on two ranks --------------------------------------------------------------------------

@@ -46,13 +46,13 @@ def _plain_input(x: Any) -> bool:
 def _store(m: nn.Module, x: Any) -> Store | None:
     """The store to cut this call of m for; None where m's own forward, and autograd, must do it all.
 
-    That is: m is unbound or has nothing to train, or a custom Function would not be the plain layer's equal,
+    That is: m is unbound or has nothing to train, no I will follow, or a custom Function would not be the plain layer's equal,
     as under torch.compile, tracing, functorch and forward-mode AD, and for unusual tensors.
     """
     if torch.compiler.is_compiling():
         return None
     store: Store | None = m.__dict__.get(_BOUND)
-    if store is None or not torch.is_grad_enabled():
+    if store is None or not store.cuts_layers or not torch.is_grad_enabled():
         return None
     w, b = m._parameters.get("weight"), m._parameters.get("bias")
     if not _plain_parameter(w) or not (b is None or _plain_parameter(b)):

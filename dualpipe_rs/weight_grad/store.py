@@ -26,6 +26,8 @@ class Store:
     """
 
     def __init__(self) -> None:
+        #: Whether the layers bound to this store are cut in the forwards that run now.
+        self.cuts_layers = True
         self._on = False
         self._open: deque[Callable[[], object]] = deque()  # what put() has collected since the last flush()
         self._queue: deque[deque[Callable[[], object]]] = deque()

@@ -12,7 +12,7 @@ use super::timeline::PyTimeline;
 use crate::formats::text;
 use crate::generate;
 use crate::lower::{Program, lower};
-use crate::schedule::{Microbatch, Rank, Schedule, Stage};
+use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
 use crate::simulate::simulate;
 use crate::verify::{Verified, Violations, verify};
 
@@ -118,6 +118,15 @@ impl PySchedule {
         let stage = index(("stage", "stages"), stage, shape.stages())?;
         let microbatch = index(("microbatch", "microbatches"), microbatch, shape.microbatches())?;
         Ok(shape.rank_of(stage as Stage, microbatch as Microbatch))
+    }
+
+    /// The (stage, microbatch) of `rank` whose backward is split into I and W, in the order of their I; all
+    /// others have a B. UsageError for a rank out of range.
+    fn split_backwards(&self, rank: &Bound<'_, PyAny>) -> PyResult<Vec<(Stage, Microbatch)>> {
+        let rows = self.schedule.rows();
+        let row = &rows[index(("rank", "ranks"), rank, rows.len())?];
+        let inputs = row.iter().flat_map(|slot| slot.actions()).filter(|action| action.kind == Kind::I);
+        Ok(inputs.map(|action| (action.stage, action.microbatch)).collect())
     }
 
     /// The slots of one rank in order, as text. UsageError for a rank out of range.
