@@ -26,8 +26,22 @@ def run_backward(tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor | None
     Args:
         tensors: outputs of a forward.
         grad_tensors: their gradients, each of its output's shape; ``None`` for a scalar output.
+
+    The engine itself, which checks shapes, and not ``torch.autograd.backward``, which would take as long
+    again on a small stage.
     """
-    torch.autograd.backward(tuple(tensors), tuple(grad_tensors))
+    grads = tuple(
+        torch.ones_like(t) if g is None and t.numel() == 1 else g
+        for t, g in zip(tensors, grad_tensors, strict=True)
+    )
+    torch.autograd.Variable._execution_engine.run_backward(
+        tuple(tensors),
+        grads,
+        keep_graph=False,
+        create_graph=False,
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
 
 
 def chunk_tensor(x: Tensor | None, chunks: int, dim: int) -> Sequence[Tensor | None]:
