@@ -47,7 +47,7 @@ def _store(m: nn.Module, x: Any) -> Store | None:
     """The store to cut this call of m for; None where m's own forward, and autograd, must do it all.
 
     That is: m is unbound or has nothing to train, no I will follow, or a custom Function would not be the
-    plain layer's equal, as under torch.compile, tracing, functorch and forward-mode AD, and for unusual tensors.
+    plain layer's equal: under torch.compile, tracing, functorch and forward-mode AD, and for unusual tensors.
     """
     if torch.compiler.is_compiling():
         return None
