@@ -12,6 +12,9 @@ pub enum Error {
     #[error("{family} takes no option {option:?}; {accepted}")]
     UnknownOption { family: &'static str, option: String, accepted: String },
 
+    #[error("{family}: {option} is 0; it is at least 1")]
+    ZeroOption { family: &'static str, option: &'static str },
+
     #[error("{family} takes {takes}; got {ranks} ranks and {microbatches} microbatches. {nearest}")]
     IllegalSize {
         family: &'static str,

@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use crate::schedule::{Action, Kind, Rank, Schedule, Shape, Slot, Tensor};
 
+mod circle;
 mod deadlock;
 mod rules;
+
+pub(crate) use circle::shortest_circle;
 
 /// After so many violations the rest is counted, not listed: a hostile text of a megabyte can break
 /// a rule in each of its cells.
@@ -68,6 +71,8 @@ pub enum Rule {
     Order,
     /// A schedule for inference holds no backward.
     ForwardOnly,
+    /// No rank holds more activations than the caller allows.
+    Memory,
     /// No ranks wait for each other in a circle.
     Deadlock,
 }
@@ -83,6 +88,7 @@ impl Rule {
             Rule::Pair => "pair",
             Rule::Order => "order",
             Rule::ForwardOnly => "forward_only",
+            Rule::Memory => "memory",
             Rule::Deadlock => "deadlock",
         }
     }
@@ -116,6 +122,12 @@ pub struct Violations {
 }
 
 impl Violations {
+    pub fn of(list: Vec<Violation>) -> Self {
+        let mut found = Violations { list: Vec::new(), unlisted: 0 };
+        list.into_iter().for_each(|violation| found.push(violation));
+        found
+    }
+
     fn push(&mut self, violation: Violation) {
         if self.list.len() < MOST_LISTED {
             self.list.push(violation);
@@ -158,19 +170,37 @@ fn marked_row(schedule: &Schedule, rank: Rank, slot: usize) -> String {
     format!("rank {rank}: {before}{}{after}", cells.join(" "))
 }
 
-/// Checks every rule. Deadlock is looked for only where all else holds, since a missing or misplaced
-/// action makes ranks wait for ever as a matter of course.
+/// Checks every rule. A short proof first, that all is there and can run; where it fails, why is found out rule by
+/// rule. Deadlock is looked for only where all else holds, since a missing or misplaced action makes ranks wait for
+/// ever as a matter of course.
 pub fn verify(schedule: impl Into<Arc<Schedule>>) -> Result<Verified, Box<Violations>> {
     let schedule = schedule.into();
-    let mut found = Violations { list: Vec::new(), unlisted: 0 };
-    rules::check(&schedule, &mut found);
-    if found.list.is_empty() {
+    if rules::all_there(&schedule) {
         match deadlock::order(&schedule) {
             Ok(order) => return Ok(Verified { schedule, order }),
-            Err(cycle) => cycle.into_iter().for_each(|violation| found.push(violation)),
+            Err(stuck) => {
+                let mut found = Violations::of(Vec::new());
+                rules::check(&schedule, &mut found);
+                let broken = !found.list.is_empty();
+                return Err(Box::new(if broken { found } else { Violations::of(stuck) }));
+            }
         }
     }
+    let mut found = Violations::of(Vec::new());
+    rules::check(&schedule, &mut found);
     Err(Box::new(found))
+}
+
+/// Checks that no rank holds more than `most` (stage, microbatch) at once, from its F to the end of its last
+/// backward action: one violation a rank, where it first does.
+pub fn check_memory(verified: &Verified, most: usize) -> Result<(), Box<Violations>> {
+    let rows = verified.schedule().rows().iter().enumerate();
+    let over: Vec<Violation> = rows.filter_map(|(rank, row)| rules::over_memory(rank, row, most)).collect();
+    if over.is_empty() || verified.shape().forward_only() {
+        Ok(())
+    } else {
+        Err(Box::new(Violations::of(over)))
+    }
 }
 
 /// The action that stands for a tensor in words: of a gradient, the I or B that makes it.

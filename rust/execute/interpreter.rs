@@ -7,7 +7,7 @@ use std::time::Instant;
 use cpu_time::ThreadTime;
 
 use super::{Failure, Patience, Record, Stopped, Transport, Values, Worker};
-use crate::lower::Instruction;
+use crate::lower::{Instruction, Side, Transfer};
 use crate::schedule::{Action, Kind, Rank, Shape, Slot, Tensor};
 
 /// One rank in the middle of its step.
@@ -18,6 +18,8 @@ pub struct Interpreter<'a, W: Worker, T> {
     transport: T,
     /// What has come or was made here and has not been used yet.
     here: HashMap<Tensor, W::Value>,
+    /// Whether the next instruction is a commit that has been started.
+    started: bool,
     clock: Instant,
     records: Vec<Record>,
 }
@@ -51,6 +53,7 @@ where
             worker,
             transport,
             here: HashMap::new(),
+            started: false,
             clock,
             records: Vec::with_capacity(instructions.len()),
         }
@@ -59,26 +62,67 @@ where
     /// Carries out instructions to the end, or with [`Patience::Look`] to the first that would wait.
     pub fn advance(&mut self, patience: Patience) -> Result<Progress, Failure<W::Error>> {
         let mut moved = false;
-        while let Some(&instruction) = self.instructions.as_slice().first() {
-            match instruction {
-                Instruction::Post { from, tensor } => self.transport.post(from, tensor),
-                Instruction::Wait { from, tensor } => {
-                    match self.transport.wait(from, tensor, patience)? {
-                        Some(value) => self.here.insert(tensor, value),
-                        None => return Ok(Progress::Waiting { moved }),
-                    };
+        while let Some(instruction) = self.instructions.as_slice().first() {
+            let done = match instruction {
+                &Instruction::Post { from, tensor } => {
+                    self.transport.post(from, tensor);
+                    true
                 }
-                Instruction::Compute { index, slot } => self.compute(index, slot)?,
-                Instruction::Send { to, tensor } => {
-                    let value = self.here.remove(&tensor);
-                    let value = value.expect("lowering places a send after the slot that makes its tensor");
-                    self.transport.send(to, tensor, value);
+                &Instruction::Wait { from, tensor } => self.wait(from, tensor, patience)?,
+                &Instruction::Compute { index, slot } => {
+                    self.compute(index, slot)?;
+                    true
                 }
+                &Instruction::Send { to, tensor } => {
+                    self.send(to, tensor);
+                    true
+                }
+                Instruction::Commit(transfers) => {
+                    moved |= !self.started; // Its sends may be all that another rank waits for.
+                    self.commit(transfers, patience)?
+                }
+            };
+            if !done {
+                return Ok(Progress::Waiting { moved });
             }
             self.instructions.next();
             moved = true;
         }
         Ok(Progress::Done)
+    }
+
+    /// Whether the tensor is here.
+    fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped> {
+        let value = self.transport.wait(from, tensor, patience)?;
+        let came = value.is_some();
+        self.here.extend(value.map(|value| (tensor, value)));
+        Ok(came)
+    }
+
+    fn send(&mut self, to: Rank, tensor: Tensor) {
+        let value = self.here.remove(&tensor);
+        let value = value.expect("lowering places a send after the slot that makes its tensor");
+        self.transport.send(to, tensor, value);
+    }
+
+    /// Starts all transfers once; whether all that is to be received is here.
+    fn commit(&mut self, transfers: &[Transfer], patience: Patience) -> Result<bool, Stopped> {
+        if !self.started {
+            self.started = true;
+            for &Transfer { side, tensor, peer } in transfers {
+                match side {
+                    Side::Receive => self.transport.post(peer, tensor),
+                    Side::Send => self.send(peer, tensor),
+                }
+            }
+        }
+        for &Transfer { tensor, peer, .. } in transfers.iter().filter(|t| t.side == Side::Receive) {
+            if !self.here.contains_key(&tensor) && !self.wait(peer, tensor, patience)? {
+                return Ok(false);
+            }
+        }
+        self.started = false;
+        Ok(true)
     }
 
     fn compute(&mut self, index: usize, slot: Slot) -> Result<(), Failure<W::Error>> {

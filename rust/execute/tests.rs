@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::interpreter::{Interpreter, RankFailure, run, run_interleaved};
 use super::local::{Absence, Hub};
 use super::{Failure, Record, Values, Worker};
-use crate::generate::generate;
-use crate::lower::{Program, lower};
+use crate::generate::find;
+use crate::lower::{P2p, Program, lower};
 use crate::schedule::{Action, Kind, Shape, Slot, Tensor};
 use crate::verify::verify;
 
@@ -36,7 +36,8 @@ impl Worker for Checking {
 }
 
 fn program(family: &str, ranks: usize, microbatches: usize) -> Program {
-    lower(&verify(generate(family, ranks, microbatches, &[]).unwrap()).unwrap())
+    let schedule = find(family).unwrap().generate(ranks, microbatches, None).unwrap();
+    lower(&verify(schedule).unwrap(), P2p::Eager).unwrap()
 }
 
 type TestHub = Hub<Tensor, &'static str, usize>;
@@ -67,7 +68,7 @@ const SIZES: [(&str, usize, usize); 6] = [
 #[test]
 fn threads_and_turns_run_every_slot_in_order() {
     for (family, ranks, microbatches) in SIZES {
-        let schedule = generate(family, ranks, microbatches, &[]).unwrap();
+        let schedule = find(family).unwrap().generate(ranks, microbatches, None).unwrap();
         let program = program(family, ranks, microbatches);
         let hub = TestHub::new(ranks);
         let in_turn = (0..ranks).map(|rank| interpreter(&program, &hub, rank, None)).collect();

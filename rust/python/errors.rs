@@ -5,6 +5,7 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::lower::{DEPTH, P2p};
 use crate::schedule::Schedule;
 use crate::verify::{Violation, Violations};
 
@@ -55,10 +56,22 @@ fn whole_number(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     }
 }
 
-/// Only eager P2P so far.
-pub fn check_p2p(p2p: &str) -> PyResult<()> {
-    if p2p == "eager" {
-        return Ok(());
+/// The P2P semantics by name; `depth` belongs to rendezvous alone.
+pub fn p2p(name: &str, depth: Option<&Bound<'_, PyAny>>) -> PyResult<P2p> {
+    let depth = depth.map(|value| count("depth", value)).transpose()?;
+    match (name, depth) {
+        ("rendezvous", Some(0)) => {
+            Err(UsageError::new_err("depth is 0; at least 1 tensor an edge must be received ahead"))
+        }
+        ("rendezvous", depth) => Ok(P2p::Rendezvous { depth: depth.unwrap_or(DEPTH) }),
+        ("eager" | "batched" | "blocking", Some(_)) => {
+            Err(UsageError::new_err(format!("depth belongs to p2p=\"rendezvous\", not to {name:?}")))
+        }
+        ("eager", None) => Ok(P2p::Eager),
+        ("batched", None) => Ok(P2p::Batched),
+        ("blocking", None) => Ok(P2p::Blocking),
+        _ => Err(UsageError::new_err(format!(
+            "p2p={name:?} is not known; the P2P semantics are 'eager', 'rendezvous', 'batched' and 'blocking'"
+        ))),
     }
-    Err(UsageError::new_err(format!("p2p={p2p:?} is not known; the P2P semantics are 'eager'")))
 }

@@ -15,7 +15,7 @@ use super::worker::{Detaching, PyWorker, Value};
 use crate::execute::interpreter::{Interpreter, RankFailure, run, run_interleaved};
 use crate::execute::local::{Absence, Hub, Port};
 use crate::execute::{Failure, Record};
-use crate::lower::Program;
+use crate::lower::{P2p, Program};
 use crate::schedule::Rank;
 
 type LocalHub = Hub<Value, Card, Fault>;
@@ -87,7 +87,7 @@ impl PyLocalGroup {
         settings: &str,
     ) -> PyResult<PyTimeline> {
         self.outside_steps("step()")?;
-        let program = schedule.program(py)?;
+        let program = schedule.program(py, P2p::Eager)?;
         if program.rows().len() != self.hub.size() {
             return Err(UsageError::new_err(format!(
                 "the schedule is of {} and the group has {} ranks; they must be as many",

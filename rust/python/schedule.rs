@@ -7,14 +7,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
-use super::errors::{check_p2p, count, index, schedule_error};
+use super::errors::{self, UsageError, count, index, schedule_error};
 use super::timeline::PyTimeline;
 use crate::formats::text;
 use crate::generate;
-use crate::lower::{Program, lower};
+use crate::lower::{P2p, Program, lower, rendezvous_depth};
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
 use crate::simulate::simulate;
-use crate::verify::{Verified, Violations, verify};
+use crate::verify::{Verified, Violations, check_memory, verify};
 
 /// A compute order for every rank: which slots it computes, in which order; no time, no sends.
 ///
@@ -55,10 +55,19 @@ impl PySchedule {
         verdict.as_ref().map_err(|violations| schedule_error(py, &self.schedule, violations))
     }
 
-    /// Lowers once; the program is kept.
-    pub fn program(&self, py: Python<'_>) -> PyResult<Arc<Program>> {
+    /// Lowers; the program of eager P2P is kept, as each step runs it.
+    pub fn program(&self, py: Python<'_>, p2p: P2p) -> PyResult<Arc<Program>> {
+        if let (P2p::Eager, Some(program)) = (p2p, self.program.get()) {
+            return Ok(program.clone());
+        }
         let verified = self.verified(py)?;
-        Ok(py.detach(|| self.program.get_or_init(|| Arc::new(lower(verified))).clone()))
+        let program = Arc::new(
+            py.detach(|| lower(verified, p2p)).map_err(|found| schedule_error(py, &self.schedule, &found))?,
+        );
+        if p2p == P2p::Eager {
+            return Ok(self.program.get_or_init(|| program).clone());
+        }
+        Ok(program)
     }
 
     /// The same for the same schedule, in whichever rank's hands.
@@ -151,12 +160,41 @@ impl PySchedule {
     }
 
     /// Proves that every action stands once, on its rank, after what it needs, and that no ranks wait for
-    /// each other. Under `p2p="eager"` a tensor sent arrives and holds nobody. ScheduleError, whose
-    /// `.violations` lists every rule broken and where.
-    #[pyo3(signature = (p2p = "eager"))]
-    fn verify(&self, py: Python<'_>, p2p: &str) -> PyResult<()> {
-        check_p2p(p2p)?;
-        self.verified(py).map(|_| ())
+    /// each other in a circle. ScheduleError, whose `.violations` lists every rule broken and where.
+    ///
+    /// `p2p` says who waits for whom between ranks. Under `"eager"` a send is delivered and holds nobody. Under
+    /// `"rendezvous"` tensors of an edge travel in order, receives are posted in that order, at most `depth`
+    /// (default 2) whose tensor no slot has used; a send holds its edge until its receive is posted, never
+    /// compute. Under `"batched"` sends wait for the next commit, at which all its sends and receives complete
+    /// together, and compute waits for them: at DeepSeek's commit points for DualPipe's and DualPipeV's orders,
+    /// else before each slot for which there is something to send or receive. Under `"blocking"` each send holds
+    /// its rank until the receiver needs the tensor. `max_activations` is the most (stage, microbatch) that a
+    /// rank may hold at once, from its F to the end of its last backward action.
+    #[pyo3(signature = (p2p = "eager", *, depth = None, max_activations = None))]
+    fn verify(
+        &self,
+        py: Python<'_>,
+        p2p: &str,
+        depth: Option<&Bound<'_, PyAny>>,
+        max_activations: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let semantics = errors::p2p(p2p, depth)?;
+        let most = max_activations.map(|most| count("max_activations", most)).transpose()?;
+        let verified = self.verified(py)?;
+        let refuse = |found: Box<Violations>| schedule_error(py, &self.schedule, &found);
+        if let Some(most) = most {
+            py.detach(|| check_memory(verified, most)).map_err(refuse)?;
+        }
+        match semantics {
+            P2p::Eager => Ok(()),
+            semantics => py.detach(|| lower(verified, semantics)).map(|_| ()).map_err(refuse),
+        }
+    }
+
+    /// The least `depth` under which `verify(p2p="rendezvous")` passes. ScheduleError if a rule is broken.
+    fn rendezvous_depth(&self, py: Python<'_>) -> PyResult<usize> {
+        let verified = self.verified(py)?;
+        Ok(py.detach(|| rendezvous_depth(verified)))
     }
 
     /// The Timeline that these costs give (default: every action 1), in their unit of time. Each slot starts
@@ -164,17 +202,20 @@ impl PySchedule {
     /// is broken, UsageError if the costs do not fit the stages.
     #[pyo3(signature = (costs = None, *, p2p = "eager"))]
     fn simulate(&self, py: Python<'_>, costs: Option<&PyCosts>, p2p: &str) -> PyResult<PyTimeline> {
-        check_p2p(p2p)?;
+        if p2p != "eager" {
+            let words = format!("simulate() prices p2p=\"eager\" alone so far; got {p2p:?}");
+            return Err(UsageError::new_err(words));
+        }
         let verified = self.verified(py)?;
         let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
         Ok(PyTimeline::new(py.detach(|| simulate(verified, &costs))?))
     }
 
-    /// The Program: this order with its sends and receives. ScheduleError if a rule is broken.
-    #[pyo3(signature = (p2p = "eager"))]
-    fn lower(&self, py: Python<'_>, p2p: &str) -> PyResult<PyProgram> {
-        check_p2p(p2p)?;
-        Ok(PyProgram(self.program(py)?))
+    /// The Program: this order with its sends and receives, under P2P semantics as `verify` takes them.
+    /// ScheduleError if a rule is broken or ranks would wait for each other in a circle.
+    #[pyo3(signature = (p2p = "eager", *, depth = None))]
+    fn lower(&self, py: Python<'_>, p2p: &str, depth: Option<&Bound<'_, PyAny>>) -> PyResult<PyProgram> {
+        Ok(PyProgram(self.program(py, errors::p2p(p2p, depth)?)?))
     }
 
     fn __repr__(&self) -> String {
@@ -245,10 +286,13 @@ pub fn schedule(
 ) -> PyResult<PySchedule> {
     let ranks = count("num_ranks", num_ranks)?;
     let microbatches = count("num_microbatches", num_microbatches)?;
-    let options = match options {
-        Some(options) => options.keys().extract::<Vec<String>>()?,
-        None => Vec::new(),
-    };
-    let schedule = py.detach(|| generate::generate(name, ranks, microbatches, &options))?;
+    let family = generate::find(name)?;
+    let mut option = None;
+    for (name, value) in options.into_iter().flatten() {
+        let name: String = name.extract()?;
+        family.check_option(&name)?;
+        option = Some(count(&name, &value)?);
+    }
+    let schedule = py.detach(|| family.generate(ranks, microbatches, option))?;
     Ok(PySchedule::new(schedule))
 }

@@ -7,11 +7,9 @@
 
 use std::collections::VecDeque;
 
+use super::circle::shortest_circle;
 use super::{Place, Rule, Violation, maker};
 use crate::schedule::{Action, Kind, Rank, Schedule, Tensor};
-
-/// The most steps of all searches for a circle together: up to 4000 ranks all of them are searched from.
-const SEARCH_BUDGET: usize = 1 << 24;
 
 /// An order, or one violation for each rank of a shortest circle among the ranks' next slots.
 pub(super) fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
@@ -82,25 +80,17 @@ impl<'a> Run<'a> {
             .filter(|&(_, needed)| !self.made[shape.tensor_index(needed)])
     }
 
-    /// Searches breadth first for the shortest way from a rank that stands still back to it: from all of
-    /// them, or as many as the budget allows, of which the first is known to be on a circle.
     fn shortest_circle(&self) -> Vec<Violation> {
-        let ranks = self.done.len();
-        let searches = (SEARCH_BUDGET / ranks).max(1);
-        let starts = self.on_a_circle().into_iter().chain(0..ranks).take(searches);
-        let circles = starts.filter_map(|start| self.circle_from(start));
-        let shortest = circles.min_by_key(Vec::len).unwrap_or_default();
-        shortest.iter().map(|&wait| self.violation(wait, shortest.len())).collect()
-    }
-
-    /// Follows the waits of the first rank that stands still for as many steps as there are ranks.
-    fn on_a_circle(&self) -> Option<Rank> {
-        let mut at = (0..self.done.len()).find(|&rank| self.blocked(rank).next().is_some())?;
-        for _ in 0..self.done.len() {
-            let (_, needed) = self.blocked(at).next()?;
-            at = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
-        }
-        Some(at)
+        let shape = self.schedule.shape();
+        let waits = |rank: Rank| {
+            let on = |needed: Tensor| shape.rank_of(needed.stage, needed.microbatch);
+            self.blocked(rank).map(move |(action, needed)| (on(needed), (action, needed))).collect::<Vec<_>>()
+        };
+        let shortest = shortest_circle(self.done.len(), waits);
+        shortest
+            .iter()
+            .map(|&(rank, (action, needed))| self.violation((rank, action, needed), shortest.len()))
+            .collect()
     }
 
     fn violation(&self, (rank, action, needed): Wait, circle: usize) -> Violation {
@@ -122,25 +112,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn circle_from(&self, start: Rank) -> Option<Vec<Wait>> {
-        let shape = self.schedule.shape();
-        let mut reached_by: Vec<Option<Wait>> = vec![None; self.done.len()];
-        let mut queue = VecDeque::from([start]);
-        while let Some(rank) = queue.pop_front() {
-            for (action, needed) in self.blocked(rank) {
-                let on = shape.rank_of(needed.stage, needed.microbatch);
-                if reached_by[on].is_none() {
-                    reached_by[on] = Some((rank, action, needed));
-                    queue.push_back(on);
-                }
-                if on == start {
-                    return Some(way_back(&reached_by, start));
-                }
-            }
-        }
-        None
-    }
-
     fn maker(&self, needed: Tensor) -> Action {
         let by_i = maker(needed, true);
         let rank = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
@@ -151,17 +122,3 @@ impl<'a> Run<'a> {
 
 /// A rank, the action it stands before, and the tensor that it waits for.
 type Wait = (Rank, Action, Tensor);
-
-fn way_back(reached_by: &[Option<Wait>], start: Rank) -> Vec<Wait> {
-    let mut circle = Vec::new();
-    let mut at = start;
-    while let Some(wait) = reached_by[at] {
-        circle.push(wait);
-        at = wait.0;
-        if at == start {
-            break;
-        }
-    }
-    circle.reverse();
-    circle
-}

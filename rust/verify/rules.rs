@@ -20,6 +20,50 @@ pub(super) fn check(schedule: &Schedule, found: &mut Violations) {
     check_order(schedule, &census, found);
 }
 
+/// Whether every action that must be there is, once, on its rank, and every pair may fuse: all but the order.
+pub(super) fn all_there(schedule: &Schedule) -> bool {
+    const F: u8 = 1 << Kind::F as u8;
+    const B: u8 = 1 << Kind::B as u8;
+    const I_AND_W: u8 = 1 << Kind::I as u8 | 1 << Kind::W as u8;
+    let shape = schedule.shape();
+    let mut seen = vec![0_u8; shape.stages() * shape.microbatches()];
+    for (rank, row) in schedule.rows().iter().enumerate() {
+        for &slot in row {
+            for action in slot.actions() {
+                let index = action.stage as usize * shape.microbatches() + action.microbatch as usize;
+                let bit = 1 << action.kind as u8;
+                let here = shape.contains(action) && shape.rank_of(action.stage, action.microbatch) == rank;
+                if !here || seen[index] & bit != 0 {
+                    return false;
+                }
+                seen[index] |= bit;
+            }
+            if wrong_pair(slot).is_some() {
+                return false;
+            }
+        }
+    }
+    match shape.forward_only() {
+        true => seen.iter().all(|&seen| seen == F),
+        false => seen.iter().all(|&seen| seen == F | B || seen == F | I_AND_W),
+    }
+}
+
+/// Where a rank first holds more than `most` activations.
+pub(super) fn over_memory(rank: Rank, row: &[Slot], most: usize) -> Option<Violation> {
+    let mut held = 0;
+    for (index, &slot) in row.iter().enumerate() {
+        let forward = slot.actions().find(|action| action.kind == Kind::F);
+        held += usize::from(forward.is_some());
+        if let Some(action) = forward.filter(|_| held > most) {
+            let what = format!("{action} makes {held} activations held at once, and {most} are allowed");
+            return Some(Here { rank, index, slot }.violation(Rule::Memory, action, None, what));
+        }
+        held -= slot.actions().filter(|action| matches!(action.kind, Kind::W | Kind::B)).count();
+    }
+    None
+}
+
 /// A cell while it is looked at.
 #[derive(Clone, Copy)]
 struct Here {
@@ -112,17 +156,33 @@ impl Census {
 }
 
 fn check_pair(here: Here, found: &mut Violations) {
-    let Slot::Pair(first, second) = here.slot else { return };
-    if (first.kind, second.kind) != (Kind::F, Kind::B) {
-        let what = format!("{} does not fuse a forward (first) with a full backward", here.slot);
-        found.push(here.violation(Rule::Pair, first, None, what));
-    } else if first.microbatch == second.microbatch {
-        let what = format!(
-            "{} fuses two actions of one microbatch, and its backward can only come after its forward",
-            here.slot
-        );
-        found.push(here.violation(Rule::Pair, second, Some(first), what));
+    match wrong_pair(here.slot) {
+        None => {}
+        Some(WrongPair::Kinds(first)) => {
+            let what = format!("{} does not fuse a forward (first) with a full backward", here.slot);
+            found.push(here.violation(Rule::Pair, first, None, what));
+        }
+        Some(WrongPair::OneMicrobatch(first, second)) => {
+            let what = format!(
+                "{} fuses two actions of one microbatch, and its backward can only come after its forward",
+                here.slot
+            );
+            found.push(here.violation(Rule::Pair, second, Some(first), what));
+        }
     }
+}
+
+enum WrongPair {
+    Kinds(Action),
+    OneMicrobatch(Action, Action),
+}
+
+fn wrong_pair(slot: Slot) -> Option<WrongPair> {
+    let Slot::Pair(first, second) = slot else { return None };
+    if (first.kind, second.kind) != (Kind::F, Kind::B) {
+        return Some(WrongPair::Kinds(first));
+    }
+    (first.microbatch == second.microbatch).then_some(WrongPair::OneMicrobatch(first, second))
 }
 
 fn check_complete(shape: &Shape, census: &Census, found: &mut Violations) {
