@@ -43,6 +43,16 @@ class Schedule:
     def to_text(self) -> str: ...
     @staticmethod
     def from_text(text: str) -> Schedule: ...
+    def to_torch_csv(self) -> str: ...
+    @staticmethod
+    def from_torch_csv(
+        text: str,
+        *,
+        name: str = "torch",
+        placement: str | None = None,
+        num_stages: int | None = None,
+        num_microbatches: int | None = None,
+    ) -> Schedule: ...
     def forward_only(self) -> Schedule: ...
     def verify(
         self, p2p: str = "eager", *, depth: int | None = None, max_activations: int | None = None

@@ -30,6 +30,10 @@ pub enum Error {
     #[error("line {line}, column {column}: {message}")]
     Text { line: usize, column: usize, message: String },
 
+    /// What has no place in a text of its own to point at.
+    #[error("{0}")]
+    Format(String),
+
     #[error("{name} {problem}")]
     Cost { name: &'static str, problem: String },
 }

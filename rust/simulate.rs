@@ -21,15 +21,16 @@ pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
         let rank = place.rank as usize;
         let slot = verified.slot(place);
         let mut start = free[rank];
-        for action in slot.actions() {
-            for needed in shape.dependencies(action) {
+        let (first, second) = slot.parts();
+        for action in [Some(first), second].into_iter().flatten() {
+            for needed in shape.needs(action).into_iter().flatten() {
                 let local = shape.rank_of(needed.stage, needed.microbatch) == rank;
                 let hop = if local { 0.0 } else { prices.hop() };
                 start = start.max(made[shape.tensor_index(needed)] + hop);
             }
         }
         let end = start + prices.slot(slot);
-        for tensor in slot.actions().filter_map(Action::tensor) {
+        for tensor in [first.tensor(), second.and_then(Action::tensor)].into_iter().flatten() {
             made[shape.tensor_index(tensor)] = end;
         }
         free[rank] = end;

@@ -12,10 +12,11 @@
 
 use std::fmt::Write;
 
+use super::cells::{Line, quote, slot, small_number};
 use crate::error::Error;
-use crate::schedule::{Action, Kind, Placement, Schedule, Shape, Slot};
+use crate::schedule::{Action, Placement, Schedule, Shape, Slot};
 
-const HEADER: &str = "# name=NAME placement=PLACEMENT ranks=N stages=N microbatches=N";
+const HEADER: &str = "# name=NAME placement=PLACEMENT ranks=N stages=N microbatches=N [forward_only=true]";
 
 /// Writes the `#` line and the rows, each line ended by a newline.
 pub fn write(schedule: &Schedule) -> String {
@@ -65,28 +66,6 @@ pub fn read(text: &str) -> Result<Schedule, Error> {
     Ok(schedule)
 }
 
-#[derive(Clone, Copy)]
-struct Line<'a> {
-    number: usize,
-    text: &'a str,
-}
-
-impl<'a> Line<'a> {
-    /// The words of the line, each with its byte offset.
-    fn tokens(self) -> impl Iterator<Item = (usize, &'a str)> {
-        let base = self.text.as_ptr() as usize;
-        self.text.split_ascii_whitespace().map(move |word| (word.as_ptr() as usize - base, word))
-    }
-
-    fn error(self, offset: usize, message: impl Into<String>) -> Error {
-        Error::Text {
-            line: self.number,
-            column: offset + 1,
-            message: message.into(),
-        }
-    }
-}
-
 struct Header {
     name: String,
     shape: Shape,
@@ -99,11 +78,7 @@ impl Header {
     fn read(line: Line) -> Result<Header, Error> {
         let fields = Fields::read(line)?;
         let (offset, placement) = fields.get("placement")?;
-        let placement = Placement::from_name(placement).ok_or_else(|| {
-            let names = Placement::ALL.map(Placement::name).join(", ");
-            let message = format!("there is no placement {}; the placements are {names}", quote(placement));
-            line.error(offset, message)
-        })?;
+        let placement = self::placement(placement).map_err(|why| line.error(offset, why.to_string()))?;
         let (ranks, stages) = (fields.number("ranks")?, fields.number("stages")?);
         let shape = Shape::new(placement, ranks, stages, fields.number("microbatches")?)
             .map_err(|why| line.error(0, why.to_string()))?;
@@ -119,6 +94,22 @@ impl Header {
     }
 }
 
+/// The placement of this name.
+pub fn placement(name: &str) -> Result<Placement, Error> {
+    Placement::from_name(name).ok_or_else(|| {
+        let names = Placement::ALL.map(Placement::name).join(", ");
+        Error::Format(format!("there is no placement {}; the placements are {names}", quote(name)))
+    })
+}
+
+/// A name that the first line can hold.
+pub fn checked_name(name: &str) -> Result<String, Error> {
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(Error::Format(format!("name is {}; it is one word", quote(name))));
+    }
+    Ok(name.to_string())
+}
+
 /// The `name=value` words of the first line.
 struct Fields<'a> {
     line: Line<'a>,
@@ -130,7 +121,12 @@ impl<'a> Fields<'a> {
     fn read(line: Line<'a>) -> Result<Self, Error> {
         let mut tokens = line.tokens();
         if tokens.next().map(|(_, word)| word) != Some("#") {
-            return Err(line.error(0, format!("a schedule begins with a line {HEADER:?}")));
+            let found = match line.text.chars().next() {
+                None => ", and this one is empty",
+                Some('\u{feff}') => ", and this one with a byte order mark",
+                _ => "",
+            };
+            return Err(line.error(0, format!("a schedule begins with a line {HEADER:?}{found}")));
         }
         let mut values = [None; FIELDS.len()];
         for (offset, word) in tokens {
@@ -157,20 +153,11 @@ impl<'a> Fields<'a> {
 
     fn number(&self, name: &str) -> Result<usize, Error> {
         let (offset, value) = self.get(name)?;
-        let message = || format!("{} is not a whole number below 10⁹", quote(value));
+        let message =
+            || format!("{} is not a whole number below 10⁹ without sign and leading zeros", quote(value));
         let number = small_number(value).ok_or_else(|| self.line.error(offset, message()))?;
         Ok(number as usize)
     }
-}
-
-/// A number without sign or leading zeros, of at most nine digits.
-fn small_number(digits: &str) -> Option<u32> {
-    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    let leading_zero = digits.len() > 1 && digits.starts_with('0');
-    if !plain || leading_zero || digits.len() > 9 {
-        return None;
-    }
-    digits.parse().ok()
 }
 
 fn row(line: Line, shape: &Shape) -> Result<Vec<Slot>, Error> {
@@ -196,47 +183,6 @@ fn out_of_range(shape: &Shape, action: Action) -> String {
         shape.stages() - 1,
         shape.microbatches() - 1
     )
-}
-
-fn slot(line: Line, offset: usize, word: &str) -> Result<Slot, Error> {
-    let Some(inner) = word.strip_prefix('(') else {
-        return Ok(Slot::One(action(line, offset, word)?));
-    };
-    let pair = inner.strip_suffix(')').and_then(|inner| inner.split_once(';'));
-    let Some((first, second)) = pair else {
-        let message = format!("{} is not a pair such as (0F7;7B3)", quote(word));
-        return Err(line.error(offset, message));
-    };
-    let first_action = action(line, offset + 1, first)?;
-    let second_action = action(line, offset + 2 + first.len(), second)?;
-    if (first_action.kind, second_action.kind) != (Kind::F, Kind::B) {
-        let message = format!("{} does not fuse a forward (first) with a full backward", quote(word));
-        return Err(line.error(offset, message));
-    }
-    Ok(Slot::Pair(first_action, second_action))
-}
-
-fn action(line: Line, offset: usize, word: &str) -> Result<Action, Error> {
-    let parse = || {
-        let letter = word.find(|c: char| !c.is_ascii_digit())?;
-        let kind = Kind::from_letter(word[letter..].chars().next()?)?;
-        let stage = small_number(&word[..letter]).filter(|_| letter > 0)?;
-        let microbatch = small_number(word.get(letter + 1..)?).filter(|_| word.len() > letter + 1)?;
-        Some(Action::new(stage.try_into().ok()?, kind, microbatch))
-    };
-    parse().ok_or_else(|| {
-        let message =
-            format!("{} is not an action such as 2F0 (stage, one of F I W B, microbatch)", quote(word));
-        line.error(offset, message)
-    })
-}
-
-/// The word for a message, cut where it is long: a hostile row can be one word of gigabytes.
-fn quote(word: &str) -> String {
-    match word.char_indices().nth(40) {
-        None => format!("{word:?}"),
-        Some((end, _)) => format!("{:?}…", &word[..end]),
-    }
 }
 
 #[cfg(test)]

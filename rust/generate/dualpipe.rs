@@ -102,7 +102,7 @@ impl Row {
 pub(super) fn eight_steps(own: Direction, other: Direction, h: usize, half: usize, k: usize) -> Vec<Slot> {
     let mut row = Row {
         directions: [own, other],
-        slots: Vec::new(),
+        slots: Vec::with_capacity(2 * k + 4 * half),
         deferred: VecDeque::new(),
     };
     let to_middle = half - h - 1;

@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 use super::costs::PyCosts;
 use super::errors::{self, UsageError, count, index, schedule_error};
 use super::timeline::PyTimeline;
-use crate::formats::text;
+use crate::formats::{text, torch_csv};
 use crate::generate;
 use crate::lower::{P2p, Program, lower, rendezvous_depth};
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
@@ -152,6 +152,33 @@ impl PySchedule {
     #[staticmethod]
     fn from_text(py: Python<'_>, text: &str) -> PyResult<Self> {
         Ok(PySchedule::new(py.detach(|| text::read(text))?))
+    }
+
+    /// The `compute_only` CSV of torch.distributed.pipelining: one row a rank, pairs as
+    /// `(0F7;7B3)OVERLAP_F_B`. UsageError where stages live on two ranks (DualPipe, Chimera).
+    fn to_torch_csv(&self) -> PyResult<String> {
+        Ok(torch_csv::write(&self.schedule)?)
+    }
+
+    /// Reads torch's `compute_only` CSV, strictly; does not verify it. The sizes and the placement are read off
+    /// the cells where they are not given. UsageError with line and column.
+    #[staticmethod]
+    #[pyo3(signature = (text, *, name = "torch", placement = None, num_stages = None, num_microbatches = None))]
+    fn from_torch_csv(
+        py: Python<'_>,
+        text: &str,
+        name: &str,
+        placement: Option<&str>,
+        num_stages: Option<&Bound<'_, PyAny>>,
+        num_microbatches: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let given = torch_csv::Given {
+            name: text::checked_name(name)?,
+            placement: placement.map(text::placement).transpose()?,
+            stages: num_stages.map(|value| count("num_stages", value)).transpose()?,
+            microbatches: num_microbatches.map(|value| count("num_microbatches", value)).transpose()?,
+        };
+        Ok(PySchedule::new(py.detach(|| torch_csv::read(text, given))?))
     }
 
     /// The same order with the forwards alone: inference.

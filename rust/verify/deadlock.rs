@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 
 use super::circle::shortest_circle;
 use super::{Place, Rule, Violation, maker};
-use crate::schedule::{Action, Kind, Rank, Schedule, Tensor};
+use crate::schedule::{Action, Kind, Rank, Schedule, Shape, Tensor};
 
 /// An order, or one violation for each rank of a shortest circle among the ranks' next slots.
-pub(super) fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
+pub fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
     let mut run = Run::new(schedule);
     run.as_far_as_it_goes();
     if run.order.len() == schedule.slots() { Ok(run.order) } else { Err(run.shortest_circle()) }
@@ -25,8 +25,8 @@ struct Run<'a> {
     /// Which tensors have been made, by [`crate::schedule::Shape::tensor_index`].
     made: Vec<bool>,
     order: Vec<Place>,
-    /// The ranks to look at again once a rank has moved.
-    waiters: Vec<Vec<Rank>>,
+    /// By rank: who stands still for want of a tensor of its making, and for which.
+    waiters: Vec<Vec<(Rank, usize)>>,
 }
 
 impl<'a> Run<'a> {
@@ -45,28 +45,52 @@ impl<'a> Run<'a> {
         let mut awake: VecDeque<Rank> = (0..self.done.len()).collect();
         while let Some(rank) = awake.pop_front() {
             let before = self.done[rank];
-            self.advance(rank);
+            let waits_for = self.advance(rank);
             if self.done[rank] > before {
-                awake.extend(self.waiters[rank].drain(..));
+                let made = &self.made;
+                awake.extend(self.waiters[rank].extract_if(.., |&mut (_, needed)| made[needed]).map(|w| w.0));
             }
-            let waits_for = self.blocked(rank).next().map(|(_, needed)| needed);
             if let Some(needed) = waits_for {
-                let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
-                self.waiters[on].push(rank);
+                let shape = self.schedule.shape();
+                let on = shape.rank_of(needed.stage, needed.microbatch);
+                self.waiters[on].push((rank, shape.tensor_index(needed)));
             }
         }
     }
 
-    /// Runs the slots of a rank up to the first that must wait.
-    fn advance(&mut self, rank: Rank) {
-        let shape = self.schedule.shape();
-        while self.done[rank] < self.schedule.rows()[rank].len() && self.blocked(rank).next().is_none() {
-            let slot = self.done[rank];
-            for tensor in self.schedule.rows()[rank][slot].actions().filter_map(Action::tensor) {
-                self.made[shape.tensor_index(tensor)] = true;
+    /// Runs the slots of a rank up to the first that must wait; for what, if one must.
+    fn advance(&mut self, rank: Rank) -> Option<Tensor> {
+        let shape = *self.schedule.shape();
+        for (index, slot) in self.schedule.rows()[rank].iter().enumerate().skip(self.done[rank]) {
+            let (first, second) = slot.parts();
+            let missing = self.missing(&shape, first).or_else(|| self.missing(&shape, second?));
+            if missing.is_some() {
+                return missing;
             }
-            self.order.push(Place { rank: rank as u32, slot: slot as u32 });
-            self.done[rank] += 1;
+            self.make(&shape, first);
+            if let Some(second) = second {
+                self.make(&shape, second);
+            }
+            self.order.push(Place { rank: rank as u32, slot: index as u32 });
+            self.done[rank] = index + 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn missing(&self, shape: &Shape, action: Action) -> Option<Tensor> {
+        let [own, other] = shape.needs(action);
+        match (own, other) {
+            (Some(own), _) if !self.made[shape.tensor_index(own)] => Some(own),
+            (_, Some(other)) if !self.made[shape.tensor_index(other)] => Some(other),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn make(&mut self, shape: &Shape, action: Action) {
+        if let Some(tensor) = action.tensor() {
+            self.made[shape.tensor_index(tensor)] = true;
         }
     }
 
