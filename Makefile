@@ -4,6 +4,8 @@
 #   make demo     train a small transformer under DualPipe and beside it serially
 #   make test     all tests
 #   make lint     formatting, lints, types, and the stub file against the built module
+#   make test-long   what takes too long for every run: families and mutations exhaustively
+#   make fuzz     ten minutes each of broken texts, tables and schedules
 #   make bench    the tables of docs/benchmarks.md
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUST   := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: demo test test-rust test-python lint bench clean
+.PHONY: demo test test-long test-rust test-python fuzz lint bench clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m dualpipe_rs demo
@@ -24,6 +26,12 @@ test-rust:
 test-python: $(VENV)/built
 	$(BIN)/python -m pytest
 
+test-long: $(VENV)/built
+	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_mutations.py
+
+fuzz: $(VENV)/built
+	$(BIN)/python fuzz/fuzz.py
+
 lint: $(VENV)/built
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
@@ -34,6 +42,7 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built
 	$(BIN)/python bench/import_time.py
+	$(BIN)/python bench/schedules.py
 	$(BIN)/python bench/step.py
 
 # The packages, from pyproject.toml's extras.

@@ -32,6 +32,17 @@ SIZES = [
     ("1f1b", 1, 1),
     ("1f1b", 3, 4),
     ("gpipe", 2, 3),
+    ("interleaved", 2, 4),
+    ("interleaved-zb", 3, 3),
+    ("looped-bfs", 2, 3),
+    ("zb-h1", 3, 4),
+    ("zb-h2", 2, 4),
+    ("zb-v", 2, 5),
+    ("v-half", 2, 6),
+    ("v-min", 3, 5),
+    ("chimera", 2, 4),
+    ("chimera", 4, 4),
+    ("hanayo", 2, 3),
 ]
 
 

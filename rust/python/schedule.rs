@@ -299,9 +299,13 @@ pub fn schedule_names() -> Vec<&'static str> {
 }
 
 /// The published schedule of this name for `num_ranks` ranks and `num_microbatches` microbatches (over all
-/// directions). Sources: "gpipe" arXiv 1811.06965, "1f1b" arXiv 1806.03377 and 2104.04473, "dualpipe"
-/// arXiv 2412.19437, "dualpipev" github.com/deepseek-ai/DualPipe. UsageError for an unknown name or
-/// option, or a size that the family cannot take; it names the nearest legal one.
+/// directions). UsageError for an unknown name or option, or a size that the family cannot take; it names the
+/// nearest legal one.
+///
+/// "gpipe" (arXiv 1811.06965), "1f1b" (1806.03377, 2104.04473), "interleaved" (2104.04473), "interleaved-zb"
+/// (2401.10241) and "looped-bfs" (2211.05953), which take `stages_per_rank` (2), "zb-h1", "zb-h2" and "zb-v"
+/// (2401.10241), "v-half" and "v-min" (2405.15362), "dualpipe" (2412.19437), "dualpipev"
+/// (github.com/deepseek-ai/DualPipe), "chimera" (2107.06925), "hanayo" (2308.15762), which takes `waves` (1).
 #[pyfunction]
 #[pyo3(signature = (name, num_ranks, num_microbatches, **options))]
 pub fn schedule(
