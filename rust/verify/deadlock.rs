@@ -61,37 +61,26 @@ impl<'a> Run<'a> {
     /// Runs the slots of a rank up to the first that must wait; for what, if one must.
     fn advance(&mut self, rank: Rank) -> Option<Tensor> {
         let shape = *self.schedule.shape();
-        for (index, slot) in self.schedule.rows()[rank].iter().enumerate().skip(self.done[rank]) {
+        let made = &mut self.made[..];
+        let start = self.done[rank];
+        let left = &self.schedule.rows()[rank][start..];
+        let mut missing = None;
+        let mut ran = 0;
+        for slot in left {
             let (first, second) = slot.parts();
-            let missing = self.missing(&shape, first).or_else(|| self.missing(&shape, second?));
+            missing = missing_of(&shape, made, first).or_else(|| missing_of(&shape, made, second?));
             if missing.is_some() {
-                return missing;
+                break;
             }
-            self.make(&shape, first);
-            if let Some(second) = second {
-                self.make(&shape, second);
+            for tensor in [first.tensor(), second.and_then(Action::tensor)].into_iter().flatten() {
+                made[shape.tensor_index(tensor)] = true;
             }
-            self.order.push(Place { rank: rank as u32, slot: index as u32 });
-            self.done[rank] = index + 1;
+            ran += 1;
         }
-        None
-    }
-
-    #[inline(always)]
-    fn missing(&self, shape: &Shape, action: Action) -> Option<Tensor> {
-        let [own, other] = shape.needs(action);
-        match (own, other) {
-            (Some(own), _) if !self.made[shape.tensor_index(own)] => Some(own),
-            (_, Some(other)) if !self.made[shape.tensor_index(other)] => Some(other),
-            _ => None,
-        }
-    }
-
-    #[inline(always)]
-    fn make(&mut self, shape: &Shape, action: Action) {
-        if let Some(tensor) = action.tensor() {
-            self.made[shape.tensor_index(tensor)] = true;
-        }
+        let ran = start..start + ran;
+        self.done[rank] = ran.end;
+        self.order.extend(ran.map(|slot| Place { rank: rank as u32, slot: slot as u32 }));
+        missing
     }
 
     /// What the next slot of a rank waits for: which action, and which tensor.
@@ -141,6 +130,17 @@ impl<'a> Run<'a> {
         let rank = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
         let mut row = self.schedule.rows()[rank].iter().flat_map(|slot| slot.actions());
         maker(needed, needed.kind == Kind::B && row.any(|action| action == by_i))
+    }
+}
+
+/// The first tensor that an action needs and that has not been made.
+#[inline(always)]
+fn missing_of(shape: &Shape, made: &[bool], action: Action) -> Option<Tensor> {
+    let [own, other] = shape.needs(action);
+    match (own, other) {
+        (Some(own), _) if !made[shape.tensor_index(own)] => Some(own),
+        (_, Some(other)) if !made[shape.tensor_index(other)] => Some(other),
+        _ => None,
     }
 }
 

@@ -25,20 +25,23 @@ pub(super) fn all_there(schedule: &Schedule) -> bool {
     const F: u8 = 1 << Kind::F as u8;
     const B: u8 = 1 << Kind::B as u8;
     const I_AND_W: u8 = 1 << Kind::I as u8 | 1 << Kind::W as u8;
-    let shape = schedule.shape();
+    let shape = *schedule.shape();
     let mut seen = vec![0_u8; shape.stages() * shape.microbatches()];
+    let mut is_new = |rank: Rank, action: Action| {
+        if !shape.contains(action) || shape.rank_of(action.stage, action.microbatch) != rank {
+            return false;
+        }
+        let seen = &mut seen[action.stage as usize * shape.microbatches() + action.microbatch as usize];
+        let before = *seen;
+        *seen |= 1 << action.kind as u8;
+        *seen != before
+    };
     for (rank, row) in schedule.rows().iter().enumerate() {
-        for &slot in row {
-            for action in slot.actions() {
-                let index = action.stage as usize * shape.microbatches() + action.microbatch as usize;
-                let bit = 1 << action.kind as u8;
-                let here = shape.contains(action) && shape.rank_of(action.stage, action.microbatch) == rank;
-                if !here || seen[index] & bit != 0 {
-                    return false;
-                }
-                seen[index] |= bit;
-            }
-            if wrong_pair(slot).is_some() {
+        for slot in row {
+            let (first, second) = slot.parts();
+            let fits = is_new(rank, first)
+                && second.is_none_or(|second| is_new(rank, second) && wrong_pair(*slot).is_none());
+            if !fits {
                 return false;
             }
         }
