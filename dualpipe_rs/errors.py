@@ -21,7 +21,7 @@ class Violation(NamedTuple):
 
     Attributes:
         kind: the rule, one word: ``"missing"``, ``"duplicate"``, ``"mixed"``, ``"wrong_rank"``,
-            ``"out_of_range"``, ``"pair"``, ``"order"``, ``"forward_only"`` or ``"deadlock"``.
+            ``"out_of_range"``, ``"pair"``, ``"order"``, ``"forward_only"``, ``"memory"`` or ``"deadlock"``.
         rank: the rank in whose row it is.
         slot: the index in that row, or ``None`` for an action that stands nowhere.
         action: the action as text, such as ``"3F0"``.

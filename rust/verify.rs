@@ -192,15 +192,12 @@ pub fn verify(schedule: impl Into<Arc<Schedule>>) -> Result<Verified, Box<Violat
 }
 
 /// Checks that no rank holds more than `most` (stage, microbatch) at once, from its F to the end of its last
-/// backward action: one violation a rank, where it first does.
+/// backward action (in inference, of its F): one violation a rank, where it first does.
 pub fn check_memory(verified: &Verified, most: usize) -> Result<(), Box<Violations>> {
     let rows = verified.schedule().rows().iter().enumerate();
-    let over: Vec<Violation> = rows.filter_map(|(rank, row)| rules::over_memory(rank, row, most)).collect();
-    if over.is_empty() || verified.shape().forward_only() {
-        Ok(())
-    } else {
-        Err(Box::new(Violations::of(over)))
-    }
+    let over = rows.filter_map(|(rank, row)| rules::over_memory(verified.shape(), rank, row, most));
+    let over: Vec<Violation> = over.collect();
+    if over.is_empty() { Ok(()) } else { Err(Box::new(Violations::of(over))) }
 }
 
 /// The action that stands for a tensor in words: of a gradient, the I or B that makes it.
