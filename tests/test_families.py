@@ -435,3 +435,20 @@ def test_one_rank_is_never_idle() -> None:
         for m in (m for m in range(1, 9) if known.is_legal(1, m)):
             found = timeline(Case(family, 1, m, known.values[-1]), UNIT)
             assert math.isclose(found.makespan, found.busy.sum()), (family, m)
+
+
+def test_where_published_programs_are_broken() -> None:
+    """Chimera's authors' generator drops microbatches at 8 x 32; torch's 1F1B table never holds microbatch 0 on
+    the last rank."""
+    chimera = dp.schedule("chimera", 8, 32)
+    for rank in range(8):
+        cells = chimera.rank(rank)
+        assert sorted(cells) == sorted(
+            f"{stage}{kind}{microbatch}"
+            for stage in chimera.stages_of(rank)
+            for kind in "FB"
+            for microbatch in range(32)
+            if chimera.rank_of(stage, microbatch) == rank
+        )
+    for p in range(1, 9):
+        assert dp.schedule("1f1b", p, 8).rank(p - 1)[:2] == [f"{p - 1}F0", f"{p - 1}B0"]
