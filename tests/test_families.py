@@ -438,8 +438,8 @@ def test_one_rank_is_never_idle() -> None:
 
 
 def test_where_published_programs_are_broken() -> None:
-    """Chimera's authors' generator drops microbatches at 8 x 32; torch's 1F1B table never holds microbatch 0 on
-    the last rank."""
+    """Chimera's authors' generator drops microbatches at 8 x 32; torch's 1F1B table never holds microbatch 0
+    on the last rank."""
     chimera = dp.schedule("chimera", 8, 32)
     for rank in range(8):
         cells = chimera.rank(rank)

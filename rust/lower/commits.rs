@@ -16,9 +16,9 @@
 use std::collections::BTreeMap;
 
 use super::channels::{Channels, Ticket};
-use super::{Instruction, Side, Transfer, deepseek, machine};
+use super::{Instruction, Transfer, deepseek, machine};
 use crate::costs::Costs;
-use crate::schedule::{Rank, Slot, Tensor};
+use crate::schedule::{Rank, Slot};
 use crate::simulate::simulate;
 use crate::timeline::Span;
 use crate::verify::{Verified, Violations};
@@ -46,11 +46,11 @@ fn by_time(verified: &Verified, channels: &Channels) -> Rows {
     for (rank, row) in verified.schedule().rows().iter().enumerate() {
         for (index, slot) in row.iter().enumerate() {
             for made in slot.actions().filter_map(|action| channels.outgoing(verified, action)) {
-                let (tensor, Ticket { to, .. }) = made;
+                let to = made.1.to;
                 let time = slots[rank][index].end;
                 let first = slots[to].partition_point(|slot| slot.start < time);
-                commits[rank][index + 1].push(send(made));
-                commits[to][first].push(Transfer { side: Side::Receive, tensor, peer: rank });
+                commits[rank][index + 1].push(Transfer::send(made));
+                commits[to][first].push(Transfer::receive(made));
             }
         }
     }
@@ -79,7 +79,7 @@ fn one_by_one(verified: &Verified, channels: &Channels) -> Rows {
             }
             out.push(Instruction::Compute { index, slot });
             for made in slot.actions().filter_map(|action| channels.outgoing(verified, action)) {
-                commit(Some(vec![send(made)]), &mut out);
+                commit(Some(vec![Transfer::send(made)]), &mut out);
             }
         }
         out
@@ -89,10 +89,6 @@ fn one_by_one(verified: &Verified, channels: &Channels) -> Rows {
 
 fn commit(transfers: Option<Vec<Transfer>>, out: &mut Vec<Instruction>) {
     out.extend(transfers.filter(|transfers| !transfers.is_empty()).map(Instruction::Commit));
-}
-
-pub(super) fn send((tensor, ticket): (Tensor, Ticket)) -> Transfer {
-    Transfer { side: Side::Send, tensor, peer: ticket.to }
 }
 
 /// What a rank has received on each channel.
@@ -108,6 +104,6 @@ impl Receiving<'_> {
         let received = self.received.entry(ticket.from).or_default();
         let from = std::mem::replace(received, (*received).max(ticket.place + 1));
         let tensors = self.channels.traffic(ticket.from, self.rank)[..*received].iter().skip(from);
-        tensors.map(move |&tensor| Transfer { side: Side::Receive, tensor, peer: ticket.from })
+        tensors.map(move |&tensor| Transfer::receive((tensor, ticket)))
     }
 }

@@ -9,8 +9,7 @@
 use std::collections::VecDeque;
 
 use super::channels::Channels;
-use super::commits::send;
-use super::{Instruction, Side, Transfer};
+use super::{Instruction, Transfer};
 use crate::generate;
 use crate::schedule::{Action, Kind, Placement, Rank, Shape, Slot};
 use crate::verify::Verified;
@@ -177,17 +176,13 @@ impl<'a> Script<'a> {
     fn ask(&mut self, pass: usize, direction: usize) {
         let action = self.awaited[pass][direction].pop_front();
         let incoming = action.and_then(|action| self.channels.incoming(self.verified, action));
-        self.queue.extend(incoming.map(|(tensor, ticket)| Transfer {
-            side: Side::Receive,
-            tensor,
-            peer: ticket.from,
-        }));
+        self.queue.extend(incoming.map(Transfer::receive));
     }
 
     /// Queues the sends of what a slot made.
     fn give(&mut self, slot: Slot) {
         let made = slot.actions().filter_map(|action| self.channels.outgoing(self.verified, action));
-        self.queue.extend(made.map(send));
+        self.queue.extend(made.map(Transfer::send));
     }
 
     /// Commits, then computes the next slot.

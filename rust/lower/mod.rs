@@ -21,7 +21,7 @@ mod deepseek;
 mod machine;
 mod posting;
 
-use channels::Channels;
+use channels::{Channels, Ticket};
 
 /// Who waits for whom between two ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +68,16 @@ pub struct Transfer {
 pub enum Side {
     Send,
     Receive,
+}
+
+impl Transfer {
+    fn send((tensor, ticket): (Tensor, Ticket)) -> Self {
+        Transfer { side: Side::Send, tensor, peer: ticket.to }
+    }
+
+    fn receive((tensor, ticket): (Tensor, Ticket)) -> Self {
+        Transfer { side: Side::Receive, tensor, peer: ticket.from }
+    }
 }
 
 impl fmt::Display for Transfer {

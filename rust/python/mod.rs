@@ -6,6 +6,7 @@ mod cards;
 mod costs;
 mod errors;
 mod local_group;
+mod program;
 mod schedule;
 mod timeline;
 mod worker;
@@ -18,7 +19,9 @@ mod core_module {
     #[pymodule_export]
     use super::local_group::{PyLocalGroup, local_groups};
     #[pymodule_export]
-    use super::schedule::{PyProgram, PySchedule, schedule, schedule_names};
+    use super::program::PyProgram;
+    #[pymodule_export]
+    use super::schedule::{PySchedule, schedule, schedule_names};
     #[pymodule_export]
     use super::timeline::PyTimeline;
 }

@@ -1,4 +1,4 @@
-//! `Schedule` and `Program`.
+//! `Schedule`, and the functions that make one by name.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -8,6 +8,7 @@ use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
 use super::errors::{self, UsageError, count, index, schedule_error};
+use super::program::{PyProgram, words};
 use super::timeline::PyTimeline;
 use crate::formats::{text, torch_csv};
 use crate::generate;
@@ -256,40 +257,6 @@ impl PySchedule {
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
         Ok((py.get_type::<PySchedule>().getattr("from_text")?, (self.to_text(),)))
     }
-}
-
-/// A schedule with its sends and receives, as `Schedule.lower()` gives it; `print` shows it.
-///
-/// `post 0F1<2` makes room for the output of stage 0 for microbatch 1 from rank 2, `wait` goes on once it
-/// is here, `send 0F1>3` hands it to rank 3; a gradient is named by the backward that makes it.
-#[pyclass(frozen, name = "Program", module = "dualpipe_rs")]
-pub struct PyProgram(Arc<Program>);
-
-#[pymethods]
-impl PyProgram {
-    /// How many ranks run it.
-    #[getter]
-    fn num_ranks(&self) -> usize {
-        self.0.rows().len()
-    }
-
-    /// The instructions of one rank, as text. UsageError for a rank out of range.
-    fn rank(&self, rank: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
-        words(self.0.rows(), rank)
-    }
-
-    fn __str__(&self) -> String {
-        let row = |(rank, row): (usize, &Vec<_>)| {
-            let words: Vec<String> = row.iter().map(ToString::to_string).collect();
-            format!("rank {rank}: {}\n", words.join(", "))
-        };
-        self.0.rows().iter().enumerate().map(row).collect()
-    }
-}
-
-/// One rank's row as text.
-fn words<T: ToString>(rows: &[Vec<T>], rank: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
-    Ok(rows[index(("rank", "ranks"), rank, rows.len())?].iter().map(ToString::to_string).collect())
 }
 
 /// The names of the published schedules, as `schedule()` takes them.

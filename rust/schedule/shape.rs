@@ -1,118 +1,12 @@
-//! THE representation: what each rank computes, in which order. No time, no sends, no receives.
-//!
-//! The one rule book of the project is here too: [`Shape::rank_of`] says where an action belongs and
-//! [`Shape::dependencies`] what it waits for. Everything else (verifier, simulator, lowering,
-//! drawing) asks these two and spells out no rule of its own.
+//! The one rule book of the project: [`Shape::rank_of`] says where an action belongs and [`Shape::dependencies`]
+//! what it waits for. Everything else (verifier, simulator, lowering, drawing) asks these two and spells out no
+//! rule of its own.
 
-use std::fmt;
-
+use super::{Action, Kind, Microbatch, Rank, Stage, Tensor};
 use crate::error::Error;
-
-pub type Rank = usize;
-/// Global index of a slice of the model. 16 bits keep an [`Action`] in 8 bytes.
-pub type Stage = u16;
-pub type Microbatch = u32;
 
 /// The most actions that a schedule may hold: 2²⁷ of them take 2 GiB.
 const MAX_ACTIONS: u128 = 1 << 27;
-
-/// What an action does to a microbatch in a stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// Forward.
-    F,
-    /// Backward for the input. (Zero-bubble papers write B for this one.)
-    I,
-    /// Backward for the weights.
-    W,
-    /// Full backward: I, then W.
-    B,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::F, Kind::I, Kind::W, Kind::B];
-
-    pub fn letter(self) -> char {
-        match self {
-            Kind::F => 'F',
-            Kind::I => 'I',
-            Kind::W => 'W',
-            Kind::B => 'B',
-        }
-    }
-
-    pub fn from_letter(letter: char) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.letter() == letter)
-    }
-}
-
-/// One piece of work: `2F0` is the forward of microbatch 0 in stage 2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Action {
-    pub microbatch: Microbatch,
-    pub stage: Stage,
-    pub kind: Kind,
-}
-
-impl Action {
-    pub fn new(stage: Stage, kind: Kind, microbatch: Microbatch) -> Self {
-        Action { stage, kind, microbatch }
-    }
-
-    /// Makes a tensor for another stage, as an F, an I or a B does.
-    pub fn tensor(self) -> Option<Tensor> {
-        match self.kind {
-            Kind::F => Some(self),
-            Kind::I | Kind::B => Some(Action::new(self.stage, Kind::B, self.microbatch)),
-            Kind::W => None,
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{}", self.stage, self.kind.letter(), self.microbatch)
-    }
-}
-
-/// What an action leaves behind for others, named by the action that made it: `0F3` is the output
-/// of stage 0, `3B4` the gradient for the input of stage 3, whether an I or a B made it.
-/// The kind is F or B, never I or W.
-pub type Tensor = Action;
-
-/// One cell of a rank's row. A pair takes one duration: it starts when both its actions may start,
-/// and both end together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Slot {
-    One(Action),
-    /// A fused forward & backward: `(0F7;7B3)`.
-    Pair(Action, Action),
-}
-
-impl Slot {
-    pub fn actions(&self) -> impl Iterator<Item = Action> + Clone + use<> {
-        let (first, second) = self.parts();
-        std::iter::once(first).chain(second)
-    }
-
-    /// Its action, and the second one of a pair.
-    #[inline]
-    pub fn parts(&self) -> (Action, Option<Action>) {
-        match *self {
-            Slot::One(action) => (action, None),
-            Slot::Pair(first, second) => (first, Some(second)),
-        }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Slot::One(action) => action.fmt(f),
-            Slot::Pair(first, second) => write!(f, "({first};{second})"),
-        }
-    }
-}
 
 /// Which rank holds which stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -301,65 +195,5 @@ impl Shape {
 
     pub fn tensors(&self) -> usize {
         2 * self.stages * self.microbatches
-    }
-}
-
-/// A compute order for every rank. Nothing is promised of it until [`crate::verify::verify`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Schedule {
-    name: String,
-    shape: Shape,
-    rows: Vec<Vec<Slot>>,
-}
-
-impl Schedule {
-    /// One row a rank, or an error that says how many rows there were.
-    pub fn new(name: impl Into<String>, shape: Shape, rows: Vec<Vec<Slot>>) -> Result<Self, Error> {
-        if rows.len() != shape.ranks {
-            return Err(Error::Shape {
-                ranks: shape.ranks,
-                stages: shape.stages,
-                microbatches: shape.microbatches,
-                why: format!("there are {} rows; a schedule has one row a rank", rows.len()),
-            });
-        }
-        let name = name.into();
-        Ok(Schedule { name, shape, rows })
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
-    pub fn rows(&self) -> &[Vec<Slot>] {
-        &self.rows
-    }
-
-    pub fn slots(&self) -> usize {
-        self.rows.iter().map(Vec::len).sum()
-    }
-
-    /// The same order with the forwards alone: inference.
-    pub fn forward_only(&self) -> Schedule {
-        let forwards = |row: &Vec<Slot>| {
-            let actions = row.iter().flat_map(Slot::actions);
-            actions.filter(|action| action.kind == Kind::F).map(Slot::One).collect()
-        };
-        Schedule {
-            name: self.name.clone(),
-            shape: self.shape.for_inference(),
-            rows: self.rows.iter().map(forwards).collect(),
-        }
-    }
-
-    /// The name and the sizes in words, for messages.
-    pub fn describe(&self) -> String {
-        let Shape { ranks, stages, microbatches, .. } = self.shape;
-        let mode = if self.shape.forward_only { ", forward only" } else { "" };
-        format!("{} ({ranks} ranks, {stages} stages, {microbatches} microbatches{mode})", self.name)
     }
 }
