@@ -53,8 +53,11 @@ pub fn action(line: Line, offset: usize, word: &str) -> Result<Action, Error> {
         Some(Action::new(stage.try_into().ok()?, kind, microbatch))
     };
     parse().ok_or_else(|| {
-        let message =
-            format!("{} is not an action such as 2F0 (stage, one of F I W B, microbatch)", quote(word));
+        let message = format!(
+            "{} is not an action such as 2F0 (stage, one of F I W B, microbatch; numbers without leading \
+                     zeros, stages below 65536, microbatches below 10⁹)",
+            quote(word)
+        );
         line.error(offset, message)
     })
 }

@@ -29,11 +29,12 @@ pub fn grid(timeline: &Timeline, width: usize) -> String {
     } else {
         0.0
     };
+    let start = timeline.start();
     let row = |rank| {
         let mut line = vec![' '; columns + 1];
         let own = timeline.row(rank).first().map(|span| span.stage);
         for slot in timeline.row(rank).chunk_by(|a, b| a.slot == b.slot) {
-            let column = |time: f64| ((time - timeline.start()) * per_time).round() as usize;
+            let column = |time: f64| ((time - start) * per_time).round() as usize;
             let (from, to) = (column(slot[0].start), column(slot[0].end).min(columns));
             draw(&mut line[from.min(columns)..to], &text_of(slot, own));
         }

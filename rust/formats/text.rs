@@ -46,13 +46,13 @@ pub fn read(text: &str) -> Result<Schedule, Error> {
     let first = lines.next().unwrap_or(Line { number: 1, text: "" });
     let header = Header::read(first)?;
     let written = text.trim_end().lines().count().max(1) - 1;
+    let ranks = header.shape.ranks();
     let rows = lines
-        .take(written)
+        .take(written.min(ranks + 1))
         .map(|line| row(line, &header.shape))
         .collect::<Result<Vec<Vec<Slot>>, Error>>()?;
-    let (found, ranks) = (rows.len(), header.shape.ranks());
-    if found != ranks {
-        let message = format!("the first line says ranks={ranks}, and there are {found} rows");
+    if written != ranks {
+        let message = format!("the first line says ranks={ranks}, and there are {written} rows");
         return Err(first.error(0, message));
     }
     let schedule = Schedule::new(header.name, header.shape, rows)?;
@@ -104,7 +104,7 @@ pub fn placement(name: &str) -> Result<Placement, Error> {
 
 /// A name that the first line can hold.
 pub fn checked_name(name: &str) -> Result<String, Error> {
-    if name.is_empty() || name.contains(char::is_whitespace) {
+    if name.contains(|c: char| c.is_ascii_whitespace()) {
         return Err(Error::Format(format!("name is {}; it is one word", quote(name))));
     }
     Ok(name.to_string())

@@ -12,7 +12,7 @@ use std::fmt::Write;
 
 use super::cells::{Line, quote, slot};
 use crate::error::Error;
-use crate::schedule::{Action, Kind, Placement, Schedule, Shape, Slot};
+use crate::schedule::{Action, Kind, Placement, Schedule, Shape, Slot, Stage};
 
 const PAIR: &str = "OVERLAP_F_B";
 
@@ -48,7 +48,17 @@ pub struct Given {
 
 /// Reads what [`write`] and torch write.
 pub fn read(text: &str, given: Given) -> Result<Schedule, Error> {
+    if text.starts_with('\u{feff}') {
+        return Err(Error::Format("the text begins with a byte order mark; leave it out".to_string()));
+    }
+    if given.stages == Some(0) || given.microbatches == Some(0) {
+        return Err(Error::Format("num_stages and num_microbatches are at least 1".to_string()));
+    }
     let lines = text.trim_end_matches(['\n', '\r']).lines().enumerate();
+    if lines.clone().nth(Stage::MAX as usize).is_some() {
+        let message = format!("there are more than {} rows; each rank, one a row, holds a stage", Stage::MAX);
+        return Err(Error::Format(message));
+    }
     let rows = lines.map(|(index, text)| row(Line { number: index + 1, text }));
     let rows = rows.collect::<Result<Vec<_>, Error>>()?;
     if rows.is_empty() {

@@ -14,12 +14,14 @@ pub fn chimera(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
     let shape = |d, m| Shape::new(Placement::Bidirectional, d, d, m);
     if d == 0 || d % 2 == 1 || m == 0 || !m.is_multiple_of(d) {
         let even = d.max(1).saturating_add(d.max(1) % 2);
-        let nearest = shape(even, m.max(1).checked_next_multiple_of(even).unwrap_or(usize::MAX));
+        let units = (m / even + usize::from(m % even >= even / 2)).max(1);
+        let nearest = shape(even, units.saturating_mul(even));
         let takes = "an even number of ranks, and a multiple of them as microbatches";
         return Err(illegal("chimera", takes, (d, m), nearest));
     }
+    let shape = shape(d, m)?;
     let rows = (0..d).map(|rank| row(d, m, rank)).collect();
-    Schedule::new("chimera", shape(d, m)?, rows)
+    Schedule::new("chimera", shape, rows)
 }
 
 /// In a unit, with F and B of one slot each, stage s does the j-th F of its direction in slot s + 2j and the

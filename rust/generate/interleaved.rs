@@ -59,15 +59,17 @@ struct Rounds {
 impl Rounds {
     fn new(family: &'static str, p: usize, m: usize, v: usize) -> Result<Self, Error> {
         let shape = |p: usize, m| Shape::new(Placement::Looped, p, p.saturating_mul(v), m);
-        let rounds = (m / p.max(1)).max(1);
-        if p == 0 || m == 0 || !m.is_multiple_of(rounds) {
-            let p1 = p.max(1);
-            let nearest = shape(p1, m.max(1).next_multiple_of(if m > p1 { p1 } else { 1 }));
-            let takes = "at least one rank and one microbatch, and microbatches that divide evenly \
-                         into (microbatches / ranks, rounded down) rounds, as multiples of the ranks do";
+        let rounds = |m: usize| (m / p.max(1)).max(1);
+        let divides = |&m: &usize| m > 0 && m.is_multiple_of(rounds(m));
+        if p == 0 || !divides(&m) {
+            // A multiple of p is never further away than p.
+            let near = (0..=p.max(1)).flat_map(|away| [m.saturating_add(away), m.saturating_sub(away)]);
+            let nearest = shape(p.max(1), near.into_iter().find(divides).unwrap_or(1));
+            let takes = "at least one rank and one microbatch, and microbatches that make (microbatches / ranks, \
+                         rounded down, at least 1) rounds of equal length, as multiples of the ranks do";
             return Err(illegal(family, takes, (p, m), nearest));
         }
-        Ok(Rounds { shape: shape(p, m)?, chunks: v, length: m / rounds })
+        Ok(Rounds { shape: shape(p, m)?, chunks: v, length: m / rounds(m) })
     }
 
     /// Forwards, or backwards, of a rank.

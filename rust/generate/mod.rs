@@ -88,7 +88,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// The family of this name.
 pub fn find(name: &str) -> Result<&'static Family, Error> {
     FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| Error::UnknownFamily {
-        name: name.to_string(),
+        name: name.chars().take(40).collect(),
         known: names().collect::<Vec<_>>().join(", "),
     })
 }

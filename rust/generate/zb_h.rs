@@ -14,8 +14,9 @@ pub fn zb_h1(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
         let takes = "at least one rank and one microbatch";
         return Err(illegal("zb-h1", takes, (p, m), shape(p.max(1), m.max(1))));
     }
+    let shape = shape(p, m)?;
     let rows = (0..p).map(|rank| row(rank, m, p - 1 - rank, rank)).collect();
-    Schedule::new("zb-h1", shape(p, m)?, rows)
+    Schedule::new("zb-h1", shape, rows)
 }
 
 /// Takes any number of ranks p and at least 2p−1 microbatches. Peak 2p−1: twice 1F1B's memory, and no bubble
@@ -28,8 +29,9 @@ pub fn zb_h2(ranks: usize, microbatches: usize) -> Result<Schedule, Error> {
         let takes = "at least one rank, and at least twice as many microbatches less one";
         return Err(illegal("zb-h2", takes, (p, m), nearest));
     }
+    let shape = shape(p, m)?;
     let rows = (0..p).map(|rank| row(rank, m, 2 * (p - 1 - rank), 2 * rank)).collect();
-    Schedule::new("zb-h2", shape(p, m)?, rows)
+    Schedule::new("zb-h2", shape, rows)
 }
 
 /// `warm_up` forwards; then F, I, W in turn, W being `lag` microbatches behind I; then the Ws that are left.

@@ -110,20 +110,22 @@ impl Machine<'_> {
 
     fn violation(&self, rank: Rank, Transfer { side, tensor, peer }: Transfer, length: usize) -> Violation {
         let (slot, commit) = (self.slot(rank), &self.rows[rank][self.next[rank]]);
-        let (does, other) = match side {
-            Side::Send => ("send", "receives"),
-            Side::Receive => ("receive", "sends"),
+        let before = self.verified.schedule().rows()[rank][slot];
+        let does = match side {
+            Side::Send => format!("send {tensor} to"),
+            Side::Receive => format!("receive {tensor} from"),
         };
         let there = &self.rows[peer][self.next[peer]];
         Violation {
             rule: Rule::Deadlock,
             rank,
             slot: Some(slot),
-            action: tensor,
-            needs: None,
+            action: before.parts().0,
+            needs: Some(tensor),
             message: format!(
-                "rank {rank}, slot {slot}: deadlock, a circle of {length} ranks under {} sends: {commit} before \
-                 this slot is to {does} {tensor}, which rank {peer} {other} only after {there}, where it stands",
+                "rank {rank}, slot {slot}: deadlock, a circle of {length} ranks under {} sends: at its commit \
+                 {commit} before {before} rank {rank} is to {does} rank {peer}, which stands at an earlier commit \
+                 {there} of its own",
                 self.semantics
             ),
         }

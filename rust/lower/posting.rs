@@ -147,9 +147,9 @@ impl<'a> Posting<'a> {
             action,
             needs: Some(tensor),
             message: format!(
-                "rank {rank}, slot {index}: deadlock, a circle of one rank under rendezvous at depth {depth}: \
-                 {action} waits for {tensor} from rank {from}, which is number {reach} of those that have come \
-                 or come next on that edge and are not used before this slot, and {depth} are received ahead"
+                "rank {rank}, slot {index}: deadlock under rendezvous at depth {depth}: {action} needs {tensor} from \
+                 rank {from}, and by then {reach} tensors of that edge would have to be received and not used, \
+                 as those sent before {tensor} are used in this slot or a later one; {depth} may be"
             ),
         }
     }

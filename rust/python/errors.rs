@@ -1,8 +1,9 @@
 //! Rust errors as the exceptions of `dualpipe_rs/errors.py`.
 
-use pyo3::exceptions::PyOverflowError;
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::import_exception;
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 
 use crate::error::Error;
 use crate::lower::{DEPTH, P2p};
@@ -49,6 +50,9 @@ pub fn index((name, names): (&str, &str), value: &Bound<'_, PyAny>, end: usize) 
 
 /// `None` for a whole number that is negative or does not fit; TypeError for what is none.
 fn whole_number(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    if value.is_instance_of::<PyBool>() {
+        return Err(PyTypeError::new_err(format!("{value} is a bool; give a whole number")));
+    }
     match value.extract::<i64>() {
         Ok(number) => Ok(usize::try_from(number).ok()),
         Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Ok(None),

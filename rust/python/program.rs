@@ -10,7 +10,9 @@ use crate::lower::Program;
 /// A schedule with its sends and receives, as `Schedule.lower()` gives it; `print` shows it.
 ///
 /// `post 0F1<2` makes room for the output of stage 0 for microbatch 1 from rank 2, `wait` goes on once it
-/// is here, `send 0F1>3` hands it to rank 3; a gradient is named by the backward that makes it.
+/// is here, `send 0F1>3` hands it to rank 3; a gradient is named by a B, whether a B or an I
+/// makes it. Under batched and blocking P2P `{0F1>3,2B0<3}` is a commit: it starts these sends and receives together
+/// and goes on once all are done.
 #[pyclass(frozen, name = "Program", module = "dualpipe_rs")]
 pub struct PyProgram(pub Arc<Program>);
 

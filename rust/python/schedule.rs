@@ -7,14 +7,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
-use super::errors::{self, UsageError, count, index, schedule_error};
+use super::errors::{self, count, index, schedule_error};
 use super::program::{PyProgram, words};
 use super::timeline::PyTimeline;
 use crate::formats::{text, torch_csv};
 use crate::generate;
 use crate::lower::{P2p, Program, lower, rendezvous_depth};
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
-use crate::simulate::simulate;
+use crate::simulate::{simulate, simulate_program};
 use crate::verify::{Verified, Violations, check_memory, verify};
 
 /// A compute order for every rank: which slots it computes, in which order; no time, no sends.
@@ -197,7 +197,8 @@ impl PySchedule {
     /// together, and compute waits for them: at DeepSeek's commit points for DualPipe's and DualPipeV's orders,
     /// else before each slot for which there is something to send or receive. Under `"blocking"` each send holds
     /// its rank until the receiver needs the tensor. `max_activations` is the most (stage, microbatch) that a
-    /// rank may hold at once, from its F to the end of its last backward action.
+    /// rank may hold at once, from its F to the end of its last backward action. Circles and memory are looked at
+    /// where all else holds; a list of violations ends at 10 000 (the message counts all).
     #[pyo3(signature = (p2p = "eager", *, depth = None, max_activations = None))]
     fn verify(
         &self,
@@ -209,13 +210,14 @@ impl PySchedule {
         let semantics = errors::p2p(p2p, depth)?;
         let most = max_activations.map(|most| count("max_activations", most)).transpose()?;
         let verified = self.verified(py)?;
-        let refuse = |found: Box<Violations>| schedule_error(py, &self.schedule, &found);
-        if let Some(most) = most {
-            py.detach(|| check_memory(verified, most)).map_err(refuse)?;
-        }
-        match semantics {
-            P2p::Eager => Ok(()),
-            semantics => py.detach(|| lower(verified, semantics)).map(|_| ()).map_err(refuse),
+        let found = py.detach(|| {
+            let memory = most.and_then(|most| check_memory(verified, most).err());
+            let circle = (semantics != P2p::Eager).then(|| lower(verified, semantics).err()).flatten();
+            memory.into_iter().chain(circle).flat_map(|found| found.list).collect::<Vec<_>>()
+        });
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(schedule_error(py, &self.schedule, &Violations::of(found))),
         }
     }
 
@@ -225,18 +227,29 @@ impl PySchedule {
         Ok(py.detach(|| rendezvous_depth(verified)))
     }
 
-    /// The Timeline that these costs give (default: every action 1), in their unit of time. Each slot starts
-    /// as soon as its rank is free and what it needs has come. ScheduleError if a rule
-    /// is broken, UsageError if the costs do not fit the stages.
-    #[pyo3(signature = (costs = None, *, p2p = "eager"))]
-    fn simulate(&self, py: Python<'_>, costs: Option<&PyCosts>, p2p: &str) -> PyResult<PyTimeline> {
-        if p2p != "eager" {
-            let words = format!("simulate() prices p2p=\"eager\" alone so far; got {p2p:?}");
-            return Err(UsageError::new_err(words));
-        }
+    /// The Timeline that these costs give (default: every action 1), in their unit of time, under P2P semantics as
+    /// `verify` takes them. Each slot starts as soon as its rank is free and what it needs has come; under
+    /// "batched" and "blocking" a rank is not free before its commit is complete. ScheduleError if a rule is
+    /// broken or ranks would wait for each other in a circle, UsageError if the costs do not fit the stages.
+    #[pyo3(signature = (costs = None, *, p2p = "eager", depth = None))]
+    fn simulate(
+        &self,
+        py: Python<'_>,
+        costs: Option<&PyCosts>,
+        p2p: &str,
+        depth: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyTimeline> {
+        let semantics = errors::p2p(p2p, depth)?;
         let verified = self.verified(py)?;
         let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
-        Ok(PyTimeline::new(py.detach(|| simulate(verified, &costs))?))
+        let timeline = match semantics {
+            P2p::Eager => py.detach(|| simulate(verified, &costs))?,
+            semantics => {
+                let program = self.program(py, semantics)?;
+                py.detach(|| simulate_program(verified, &program, semantics, &costs))?
+            }
+        };
+        Ok(PyTimeline::new(timeline))
     }
 
     /// The Program: this order with its sends and receives, under P2P semantics as `verify` takes them.

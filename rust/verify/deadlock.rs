@@ -111,7 +111,7 @@ impl<'a> Run<'a> {
         let on = self.schedule.shape().rank_of(needed.stage, needed.microbatch);
         let next = self.schedule.rows()[on][self.done[on]];
         let where_it_is = match next.actions().any(|action| action == maker) {
-            true => format!("where rank {on} stands"),
+            true => format!("which rank {on} would compute next"),
             false => format!("which rank {on} has after {next}"),
         };
         let place = format!("rank {rank}, slot {slot}: deadlock, a circle of {circle} ranks");

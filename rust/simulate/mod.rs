@@ -1,12 +1,16 @@
 //! (Verified, Costs) → the Timeline that these costs give under eager P2P: every rank computes its row
 //! in order, each slot as soon as the rank is free and what it needs has come; a tensor made on
-//! another rank comes one hop after it was made, and holds nobody.
+//! another rank comes one hop after it was made, and holds nobody. program.rs prices the other P2P semantics.
 
 use crate::costs::Costs;
 use crate::error::Error;
 use crate::schedule::{Action, Slot};
 use crate::timeline::{Span, Timeline};
 use crate::verify::Verified;
+
+mod program;
+
+pub use program::simulate_program;
 
 /// One pass over the proven order, in which everything that a slot waits for comes before it.
 pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
@@ -36,11 +40,16 @@ pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
         free[rank] = end;
         spans.record(place.rank, place.slot, slot, start, end);
     }
-    if free.iter().any(|end| !end.is_finite()) {
-        let problem = "add up to more than a float can hold".to_string();
-        return Err(Error::Cost { name: "costs", problem });
-    }
+    finite(&free)?;
     Ok(Timeline::new(shape.ranks(), spans.spans, None))
+}
+
+fn finite(ends: &[f64]) -> Result<(), Error> {
+    if ends.iter().all(|end| end.is_finite()) {
+        return Ok(());
+    }
+    let problem = "add up to more than a float can hold".to_string();
+    Err(Error::Cost { name: "costs", problem })
 }
 
 /// Spans by rank and slot, filled in any order of ranks.
