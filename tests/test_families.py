@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import nearest_size, rows_of, shape_of
+from conftest import nearest_size, python, rows_of, shape_of
 from families import FAMILIES, LONG, Case, cases, some
 from oracle import simulate, violations
 
@@ -435,6 +435,38 @@ def test_one_rank_is_never_idle() -> None:
         for m in (m for m in range(1, 9) if known.is_legal(1, m)):
             found = timeline(Case(family, 1, m, known.values[-1]), UNIT)
             assert math.isclose(found.makespan, found.busy.sum()), (family, m)
+
+
+def test_absurd_sizes_are_refused_before_memory_is_taken() -> None:
+    done = python(
+        """
+import dualpipe_rs as dp
+for name in dp.schedule_names():
+    for size in [(2**31, 4), (4, 2**31), (10**6, 10**6), (20000, 40000), (2, 10**9)]:
+        try:
+            raise SystemExit(f"{dp.schedule(name, *size)}")
+        except dp.UsageError as error:
+            assert "at most 65535 stages" in str(error) or "more than 134217728 actions" in str(error), error
+""",
+        gibibytes=1,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("family", "p", "m", "nearest"),
+    [
+        ("interleaved", 3, 7, 8),
+        ("interleaved", 4, 9, 10),
+        ("interleaved-zb", 4, 13, 12),
+        ("chimera", 4, 5, 4),
+        ("chimera", 12, 38, 36),
+        ("chimera", 4, 1, 4),
+    ],
+)
+def test_the_nearest_legal_size_is_the_nearest(family: str, p: int, m: int, nearest: int) -> None:
+    with pytest.raises(dp.UsageError, match=f"nearest legal size is {p} ranks and {nearest} microbatches"):
+        dp.schedule(family, p, m)
 
 
 def test_where_published_programs_are_broken() -> None:

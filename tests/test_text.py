@@ -395,3 +395,22 @@ def test_any_unicode(text: str) -> None:
     check_read(text)
     check_read(f"# name={text}{HEADER[2:]}\n{ROW}")
     check_read(f"{HEADER}\n{ROW}{text}")
+
+
+@pytest.mark.parametrize("read", ["from_text(HEADER + ROWS)", "from_torch_csv(ROWS)"])
+def test_rows_beyond_the_ranks_are_counted_not_kept(read: str) -> None:
+    """50 MB of short rows are refused within 1 GiB."""
+    done = python(
+        f"""
+import dualpipe_rs as dp
+HEADER = "# name=x placement=linear ranks=2 stages=2 microbatches=1\\n"
+ROWS = "0F0\\n" * 13_000_000
+try:
+    dp.Schedule.{read}
+except dp.UsageError as error:
+    print(error)
+""",
+        gibibytes=1,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "there are 13000000 rows" in done.stdout or "more than 65535 rows" in done.stdout
