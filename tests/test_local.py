@@ -42,8 +42,7 @@ def test_ctrl_c_ends_every_rank(where, interleaved):
         pipe = dp.DualPipeV([Interrupting(), nn.Linear(4, 4)])
         try:
             if group.rank() == 1 and where == "a wait":
-                interrupt()
-                threading.Event().wait(0.2)  # Rank 0 is at its first meeting, or will be soon.
+                interrupt()  # Rank 0 is at its first meeting, or will be soon.
             while True:
                 pipe.step(torch.ones(8, 4), num_chunks=4, criterion=F.mse_loss, labels=torch.ones(8, 4))
                 if where == "between steps" and not began.is_set():
@@ -85,8 +84,11 @@ def test_a_second_ctrl_c_and_the_end_of_the_process(work):
         import os, signal, threading
         import torch, torch.nn.functional as F
         import dualpipe_rs as dp
+        from dualpipe_rs import local
 
-        began = threading.Barrier(3)
+        began, told = threading.Barrier(3), threading.Event()
+        interrupt = local._Ranks.interrupt
+        local._Ranks.interrupt = lambda ranks, reason: (interrupt(ranks, reason), told.set())
 
         def rank_main(group):
             pipe = dp.DualPipeV([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
@@ -101,9 +103,9 @@ def test_a_second_ctrl_c_and_the_end_of_the_process(work):
 
         def press_twice():
             began.wait()
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
-                threading.Event().wait(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+            told.wait()
+            os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=press_twice).start()
         dp.run_local(rank_main, 2)
