@@ -175,19 +175,18 @@ class _Ranks:
         for thread in self._threads:
             thread.start()
 
-    def wait(self, deadline: float | None = None) -> bool:
-        """Waits until all ranks have ended; whether they have, within ``deadline`` seconds a rank.
+    def wait(self, deadline: float | None = None) -> None:
+        """Waits until all ranks have ended, or none has for ``deadline`` seconds.
 
         Not by ``Thread.join``: interrupted, that takes a running thread for an ended one.
         """
         while self._left:
             if not self._ended.acquire(timeout=deadline):
-                return False
+                return
             self._left -= 1
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        return True
 
     def interrupt(self, reason: str) -> None:
         """Ends all ranks at their next slot or meeting."""

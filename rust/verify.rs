@@ -175,20 +175,14 @@ fn marked_row(schedule: &Schedule, rank: Rank, slot: usize) -> String {
 /// ever as a matter of course.
 pub fn verify(schedule: impl Into<Arc<Schedule>>) -> Result<Verified, Box<Violations>> {
     let schedule = schedule.into();
-    if rules::all_there(&schedule) {
-        match deadlock::order(&schedule) {
-            Ok(order) => return Ok(Verified { schedule, order }),
-            Err(stuck) => {
-                let mut found = Violations::of(Vec::new());
-                rules::check(&schedule, &mut found);
-                let broken = !found.list.is_empty();
-                return Err(Box::new(if broken { found } else { Violations::of(stuck) }));
-            }
-        }
-    }
+    let stuck = match rules::all_there(&schedule).then(|| deadlock::order(&schedule)) {
+        Some(Ok(order)) => return Ok(Verified { schedule, order }),
+        Some(Err(stuck)) => stuck,
+        None => Vec::new(),
+    };
     let mut found = Violations::of(Vec::new());
     rules::check(&schedule, &mut found);
-    Err(Box::new(found))
+    Err(Box::new(if found.list.is_empty() { Violations::of(stuck) } else { found }))
 }
 
 /// Checks that no rank holds more than `most` (stage, microbatch) at once, from its F to the end of its last

@@ -12,7 +12,7 @@ use std::fmt::Write;
 
 use super::cells::{Line, quote, slot};
 use crate::error::Error;
-use crate::schedule::{Action, Kind, Placement, Schedule, Shape, Slot, Stage};
+use crate::schedule::{Kind, Placement, Schedule, Shape, Slot, Stage};
 
 const PAIR: &str = "OVERLAP_F_B";
 
@@ -130,13 +130,13 @@ fn shape(rows: &[Vec<Slot>], given: &Given) -> Result<Shape, Error> {
             })?
         }
     };
-    match actions().find(|&action| !shape.contains(action)) {
-        None => Ok(shape),
-        Some(Action { .. }) => Err(Error::Format(format!(
-            "a cell is out of range of {stages} stages and {microbatches} microbatches; give the true sizes, \
-             or leave them out"
-        ))),
+    if actions().all(|action| shape.contains(action)) {
+        return Ok(shape);
     }
+    Err(Error::Format(format!(
+        "a cell is out of range of {stages} stages and {microbatches} microbatches; give the true sizes, or \
+         leave them out"
+    )))
 }
 
 fn stands_right(rows: &[Vec<Slot>], shape: &Shape) -> bool {

@@ -12,7 +12,7 @@ use super::{Place, Rule, Violation, maker};
 use crate::schedule::{Action, Kind, Rank, Schedule, Shape, Tensor};
 
 /// An order, or one violation for each rank of a shortest circle among the ranks' next slots.
-pub fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
+pub(super) fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
     let mut run = Run::new(schedule);
     run.as_far_as_it_goes();
     if run.order.len() == schedule.slots() { Ok(run.order) } else { Err(run.shortest_circle()) }
