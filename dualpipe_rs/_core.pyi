@@ -1,7 +1,7 @@
 """The Rust core: schedules, their verification and simulation, and steps of local ranks."""
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,15 @@ __all__ = [
     "Program",
     "Schedule",
     "Timeline",
+    "jitter",
     "local_groups",
     "schedule",
     "schedule_names",
+    "simulate_many",
 ]
 
-_PerStage = float | Sequence[float] | NDArray[np.floating[Any]]
+_Numbers = float | Sequence[float] | NDArray[np.floating[Any]]
+_Table = float | Sequence[Sequence[float]] | NDArray[np.floating[Any]]
 
 def schedule_names() -> list[str]: ...
 def schedule(name: str, num_ranks: int, num_microbatches: int, **options: Any) -> Schedule: ...
@@ -59,7 +62,12 @@ class Schedule:
     ) -> None: ...
     def rendezvous_depth(self) -> int: ...
     def simulate(
-        self, costs: Costs | None = None, *, p2p: str = "eager", depth: int | None = None
+        self,
+        costs: Costs | None = None,
+        *,
+        p2p: str = "eager",
+        depth: int | None = None,
+        cores: int | None = None,
     ) -> Timeline: ...
     def lower(self, p2p: str = "eager", *, depth: int | None = None) -> Program: ...
     def __eq__(self, other: object, /) -> bool: ...
@@ -76,14 +84,25 @@ class Costs:
     __hash__: Any
     def __new__(
         cls,
-        forward: _PerStage | None = None,
-        backward_input: _PerStage | None = None,
-        backward_weight: _PerStage | None = None,
+        forward: _Numbers | None = None,
+        backward_input: _Numbers | None = None,
+        backward_weight: _Numbers | None = None,
         *,
-        backward: _PerStage | None = None,
-        overlap: float | None = None,
-        p2p: float | None = None,
+        backward: _Numbers | None = None,
+        overlap: _Table | None = None,
+        p2p: _Table | None = None,
+        p2p_bytes: _Table | None = None,
+        p2p_bandwidth: _Table | None = None,
+        first_extra: Sequence[float] | None = None,
+        last_extra: Sequence[float] | None = None,
+        gradient_exchange: float | None = None,
+        optimizer: _Numbers | None = None,
+        activation_bytes: _Numbers | None = None,
+        weight_grad_bytes: _Numbers | None = None,
+        parameter_bytes: _Numbers | None = None,
     ) -> Costs: ...
+    @staticmethod
+    def from_timeline(timeline: Timeline, *, cpu_time: bool = False) -> Costs: ...
     @property
     def forward(self) -> float | list[float]: ...
     @property
@@ -93,15 +112,64 @@ class Costs:
     @property
     def backward(self) -> float | list[float] | None: ...
     @property
-    def overlap(self) -> float | None: ...
+    def overlap(self) -> float | list[list[float]] | None: ...
     @property
-    def p2p(self) -> float: ...
+    def p2p(self) -> float | list[list[float]]: ...
+    @property
+    def p2p_bytes(self) -> float | list[list[float]]: ...
+    @property
+    def p2p_bandwidth(self) -> float | list[list[float]] | None: ...
+    @property
+    def first_extra(self) -> tuple[float, float, float]: ...
+    @property
+    def last_extra(self) -> tuple[float, float, float]: ...
+    @property
+    def gradient_exchange(self) -> float: ...
+    @property
+    def optimizer(self) -> float | list[float]: ...
+    @property
+    def activation_bytes(self) -> float | list[float]: ...
+    @property
+    def weight_grad_bytes(self) -> float | list[float]: ...
+    @property
+    def parameter_bytes(self) -> float | list[float]: ...
+    def replace(self, **changes: Any) -> Costs: ...
+    def cut(self, parts: int) -> Costs: ...
     def __eq__(self, other: object, /) -> bool: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
+
+def simulate_many(
+    schedule: Schedule,
+    costs: Sequence[Costs],
+    *,
+    p2p: str = "eager",
+    depth: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> NDArray[np.void]: ...
+def jitter(
+    schedule: Schedule,
+    costs: Costs | None = None,
+    sigma: float = 0.1,
+    n: int | None = None,
+    seed: int = 0,
+    *,
+    slow_rank: int | None = None,
+    slowdown: float | None = None,
+    p2p: str = "eager",
+    depth: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> NDArray[np.float64]: ...
+
+_Causes = Literal["warm_up", "dependency", "hop", "partner", "overhead", "exchange", "cool_down"]
 
 @final
 class Timeline:
     @property
     def num_ranks(self) -> int: ...
+    @property
+    def is_measured(self) -> bool: ...
     @property
     def makespan(self) -> float: ...
     @property
@@ -109,15 +177,33 @@ class Timeline:
     @property
     def bubble_ratio(self) -> float: ...
     @property
+    def bubble_over_ideal(self) -> float: ...
+    @property
+    def span_bubble_ratio(self) -> float: ...
+    @property
     def busy(self) -> NDArray[np.float64]: ...
     @property
     def idle(self) -> NDArray[np.float64]: ...
+    @property
+    def idle_by_cause(self) -> dict[_Causes, NDArray[np.float64]]: ...
+    @property
+    def waits(self) -> NDArray[np.void]: ...
+    @property
+    def slack(self) -> NDArray[np.float64]: ...
+    @property
+    def closing(self) -> NDArray[np.void] | None: ...
     @property
     def peak_activations(self) -> NDArray[np.int64]: ...
     @property
     def spans(self) -> NDArray[np.void]: ...
     @property
     def cpu_time(self) -> NDArray[np.float64] | None: ...
+    def critical_path(self) -> NDArray[np.void]: ...
+    def sensitivity(
+        self, percent: float = 1.0, *, each: bool = False
+    ) -> dict[str, float | NDArray[np.float64]]: ...
+    def memory(self, rank: int, costs: Costs | None = None) -> NDArray[np.void]: ...
+    def peak_bytes(self, costs: Costs | None = None) -> NDArray[np.float64]: ...
     def grid(self, width: int = 120) -> str: ...
 
 @final

@@ -24,9 +24,11 @@
 pub mod costs;
 pub mod error;
 pub mod execute;
+pub mod fit;
 pub mod formats;
 pub mod generate;
 pub mod lower;
+pub mod network;
 pub mod schedule;
 pub mod simulate;
 pub mod timeline;

@@ -7,7 +7,8 @@
 //! Capitals mark the stage of a rank's first module, small letters those of its others; a pair shows
 //! both. Time is cut into cells of the shortest slot, or wider ones where the line would be too long.
 
-use crate::timeline::{Span, Timeline};
+use crate::schedule::{Action, Slot, Stage};
+use crate::timeline::{Time, Timeline};
 
 /// The narrowest cell that holds a letter and a two-digit microbatch.
 const CELL: usize = 4;
@@ -20,8 +21,8 @@ pub fn grid(timeline: &Timeline, width: usize) -> String {
     let label = format!("rank {}", timeline.ranks().saturating_sub(1)).len();
     let columns = width.saturating_sub(label + 3).clamp(CELL, MOST_COLUMNS);
     let shortest = (0..timeline.ranks())
-        .flat_map(|rank| timeline.slots(rank))
-        .map(Span::duration)
+        .flat_map(|rank| timeline.times_of(rank))
+        .map(Time::duration)
         .filter(|&duration| duration > 0.0)
         .fold(f64::INFINITY, f64::min);
     let per_time = if shortest.is_finite() {
@@ -32,10 +33,10 @@ pub fn grid(timeline: &Timeline, width: usize) -> String {
     let start = timeline.start();
     let row = |rank| {
         let mut line = vec![' '; columns + 1];
-        let own = timeline.row(rank).first().map(|span| span.stage);
-        for slot in timeline.row(rank).chunk_by(|a, b| a.slot == b.slot) {
+        let own = timeline.slots(rank).next().map(|(slot, _)| slot.parts().0.stage);
+        for (slot, time) in timeline.slots(rank) {
             let column = |time: f64| ((time - start) * per_time).round() as usize;
-            let (from, to) = (column(slot[0].start), column(slot[0].end).min(columns));
+            let (from, to) = (column(time.start), column(time.end).min(columns));
             draw(&mut line[from.min(columns)..to], &text_of(slot, own));
         }
         let name = format!("rank {rank}");
@@ -47,13 +48,13 @@ pub fn grid(timeline: &Timeline, width: usize) -> String {
 }
 
 /// `F0`, or `F7:b3` for a pair.
-fn text_of(slot: &[Span], own: Option<u32>) -> String {
-    let action = |span: &Span| {
-        let letter = span.kind.to_string();
-        let letter = if Some(span.stage) == own { letter } else { letter.to_lowercase() };
-        format!("{letter}{}", span.microbatch)
+fn text_of(slot: Slot, own: Option<Stage>) -> String {
+    let text = |action: Action| {
+        let letter = action.kind.letter().to_string();
+        let letter = if Some(action.stage) == own { letter } else { letter.to_lowercase() };
+        format!("{letter}{}", action.microbatch)
     };
-    slot.iter().map(action).collect::<Vec<_>>().join(":")
+    slot.actions().map(text).collect::<Vec<_>>().join(":")
 }
 
 /// Writes as much of the text as leaves one column free before the next cell, and fills the rest.

@@ -20,7 +20,6 @@ use super::{Instruction, Transfer, deepseek, machine};
 use crate::costs::Costs;
 use crate::schedule::{Rank, Slot};
 use crate::simulate::simulate;
-use crate::timeline::Span;
 use crate::verify::{Verified, Violations};
 
 type Rows = Vec<Vec<Instruction>>;
@@ -40,15 +39,14 @@ pub(super) fn blocking(verified: &Verified, channels: &Channels) -> Result<Rows,
 /// The rule of our own for batched.
 fn by_time(verified: &Verified, channels: &Channels) -> Rows {
     let timeline = simulate(verified, &Costs::default()).expect("unit costs fit every schedule");
-    let slots: Vec<Vec<&Span>> = (0..timeline.ranks()).map(|rank| timeline.slots(rank).collect()).collect();
-    let mut commits: Vec<Vec<Vec<Transfer>>> =
-        slots.iter().map(|slots| vec![Vec::new(); slots.len() + 1]).collect();
+    let commits = |rank| vec![Vec::new(); timeline.times_of(rank).len() + 1];
+    let mut commits: Vec<Vec<Vec<Transfer>>> = (0..timeline.ranks()).map(commits).collect();
     for (rank, row) in verified.schedule().rows().iter().enumerate() {
         for (index, slot) in row.iter().enumerate() {
             for made in slot.actions().filter_map(|action| channels.outgoing(verified, action)) {
                 let to = made.1.to;
-                let time = slots[rank][index].end;
-                let first = slots[to].partition_point(|slot| slot.start < time);
+                let made_at = timeline.times_of(rank)[index].end;
+                let first = timeline.times_of(to).partition_point(|time| time.start < made_at);
                 commits[rank][index + 1].push(Transfer::send(made));
                 commits[to][first].push(Transfer::receive(made));
             }

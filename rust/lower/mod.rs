@@ -106,12 +106,18 @@ impl fmt::Display for Instruction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     shape: Shape,
+    p2p: P2p,
     rows: Vec<Vec<Instruction>>,
 }
 
 impl Program {
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// The semantics that it was lowered for.
+    pub fn p2p(&self) -> P2p {
+        self.p2p
     }
 
     pub fn rows(&self) -> &[Vec<Instruction>] {
@@ -128,7 +134,7 @@ pub fn lower(verified: &Verified, p2p: P2p) -> Result<Program, Box<Violations>> 
         P2p::Batched => commits::batched(verified, &channels)?,
         P2p::Blocking => commits::blocking(verified, &channels)?,
     };
-    Ok(Program { shape: *verified.shape(), rows })
+    Ok(Program { shape: *verified.shape(), p2p, rows })
 }
 
 /// The least depth under which a schedule does not deadlock by [`P2p::Rendezvous`].

@@ -7,7 +7,8 @@ use super::worker::Value;
 use crate::execute::local::Outcome;
 use crate::execute::{Failure, Record};
 use crate::schedule::{Rank, Slot};
-use crate::timeline::{Span, Timeline};
+use crate::timeline::{Origin, Time, Timeline};
+use crate::verify::Verified;
 
 pub type LocalOutcome = Outcome<Card, Fault>;
 
@@ -126,7 +127,7 @@ pub fn check_numbering(start: &LocalOutcome) -> PyResult<()> {
 }
 
 /// Joins what the ranks recorded to one timeline that begins at 0.
-pub fn measured(outcome: &LocalOutcome) -> Timeline {
+pub fn measured(outcome: &LocalOutcome, verified: &Verified) -> Timeline {
     let mut rows: Vec<&(Rank, Vec<Record>)> = outcome
         .cards
         .iter()
@@ -136,13 +137,9 @@ pub fn measured(outcome: &LocalOutcome) -> Timeline {
         })
         .collect();
     rows.sort_by_key(|(rank, _)| *rank);
-    let records = || rows.iter().flat_map(|(rank, row)| row.iter().map(|record| (*rank, record)));
-    let start = records().map(|(_, record)| record.start).fold(f64::INFINITY, f64::min);
-    let spans = records().flat_map(|(rank, record)| {
-        let Record { index, slot, start: from, end: to, .. } = *record;
-        slot.actions()
-            .map(move |action| Span::new(rank as u32, index as u32, action, from - start, to - start))
-    });
-    let cpu = records().flat_map(|(_, record)| record.slot.actions().map(|_| record.cpu));
-    Timeline::new(outcome.cards.len(), spans.collect(), Some(cpu.collect()))
+    let records = || rows.iter().flat_map(|(_, row)| row.iter());
+    let start = records().map(|record| record.start).fold(f64::INFINITY, f64::min);
+    let times = records().map(|record| Time { start: record.start - start, end: record.end - start });
+    let cpu = records().map(|record| record.cpu).collect();
+    Timeline::new(verified.clone(), times.collect(), Vec::new(), Origin::Measured { cpu })
 }

@@ -1,25 +1,61 @@
 //! `Costs`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use super::errors::UsageError;
-use crate::costs::{Costs, PerStage};
+use super::timeline::PyTimeline;
+use crate::costs::{Costs, Numbers, Table};
+use crate::fit::{Clock, fit};
 
-/// What an action, a pair and a hop cost, in a unit of time of your own.
+/// What an action, a pair, a hop and the end of a step cost, in a unit of time of your own, and the bytes held.
 ///
 /// `forward`, `backward_input`, `backward_weight` (default 1) and `backward` (a full backward; default I + W)
 /// are numbers, or sequences of one number a stage. `overlap` is the cost of a fused pair (default F + B
-/// of its two stages: nothing gained), `p2p` of one hop between ranks. UsageError for a negative, infinite
-/// or NaN cost.
+/// of its two stages: nothing gained): a number, or a table by [stage of the forward][stage of the backward].
+///
+/// A tensor's way from a rank to another takes `p2p + p2p_bytes / p2p_bandwidth`, each a number or a table by
+/// [from rank][to rank] (default 0, 0, and no limit). `first_extra` and `last_extra` are what the first stage
+/// (embedding) and the last (head and loss) take beside the rest: (F, I, W). `gradient_exchange` is the exchange at
+/// the end between the two ranks that hold the same stages (bidirectional placements alone), `optimizer` what
+/// comes last: a number, or one a rank.
+///
+/// Each (stage, microbatch) holds `activation_bytes` from the start of its F to the end of its I or B, and
+/// `weight_grad_bytes` from there to the end of its W; a stage has `parameter_bytes`: numbers, or one a stage.
+///
+/// UsageError for a negative, infinite or NaN cost. Costs compare by value and can be pickled.
 #[pyclass(frozen, eq, name = "Costs", module = "dualpipe_rs")]
 #[derive(PartialEq)]
 pub struct PyCosts(pub Costs);
 
+/// The names of the fields, each a keyword of the constructor and an attribute.
+const FIELDS: [&str; 15] = [
+    "forward",
+    "backward_input",
+    "backward_weight",
+    "backward",
+    "overlap",
+    "p2p",
+    "p2p_bytes",
+    "p2p_bandwidth",
+    "first_extra",
+    "last_extra",
+    "gradient_exchange",
+    "optimizer",
+    "activation_bytes",
+    "weight_grad_bytes",
+    "parameter_bytes",
+];
+
 #[pymethods]
 impl PyCosts {
     #[new]
-    #[pyo3(signature = (forward = None, backward_input = None, backward_weight = None, *, backward = None, overlap = None, p2p = None))]
+    #[pyo3(signature = (
+        forward = None, backward_input = None, backward_weight = None, *, backward = None, overlap = None, p2p = None,
+        p2p_bytes = None, p2p_bandwidth = None, first_extra = None, last_extra = None, gradient_exchange = None,
+        optimizer = None, activation_bytes = None, weight_grad_bytes = None, parameter_bytes = None
+    ))]
+    #[allow(clippy::too_many_arguments)] // They are the keywords that users type.
     fn new(
         forward: Option<&Bound<'_, PyAny>>,
         backward_input: Option<&Bound<'_, PyAny>>,
@@ -27,62 +63,201 @@ impl PyCosts {
         backward: Option<&Bound<'_, PyAny>>,
         overlap: Option<&Bound<'_, PyAny>>,
         p2p: Option<&Bound<'_, PyAny>>,
+        p2p_bytes: Option<&Bound<'_, PyAny>>,
+        p2p_bandwidth: Option<&Bound<'_, PyAny>>,
+        first_extra: Option<&Bound<'_, PyAny>>,
+        last_extra: Option<&Bound<'_, PyAny>>,
+        gradient_exchange: Option<&Bound<'_, PyAny>>,
+        optimizer: Option<&Bound<'_, PyAny>>,
+        activation_bytes: Option<&Bound<'_, PyAny>>,
+        weight_grad_bytes: Option<&Bound<'_, PyAny>>,
+        parameter_bytes: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let unit = PerStage::Uniform(1.0);
+        let unit = Costs::default();
+        let exchange = gradient_exchange.map(|cost| one_number("gradient_exchange", cost)).transpose()?;
         let costs = Costs {
-            forward: per_stage("forward", forward)?.unwrap_or(unit.clone()),
-            backward_input: per_stage("backward_input", backward_input)?.unwrap_or(unit.clone()),
-            backward_weight: per_stage("backward_weight", backward_weight)?.unwrap_or(unit),
-            backward: per_stage("backward", backward)?,
-            overlap: overlap.map(|cost| one_number("overlap", cost)).transpose()?,
-            p2p: p2p.map_or(Ok(0.0), |cost| one_number("p2p", cost))?,
+            forward: numbers("forward", "stage", forward)?.unwrap_or(unit.forward),
+            backward_input: numbers("backward_input", "stage", backward_input)?
+                .unwrap_or(unit.backward_input),
+            backward_weight: numbers("backward_weight", "stage", backward_weight)?
+                .unwrap_or(unit.backward_weight),
+            backward: numbers("backward", "stage", backward)?,
+            overlap: table("overlap", "stage", overlap)?,
+            p2p: table("p2p", "rank", p2p)?.unwrap_or(unit.p2p),
+            p2p_bytes: table("p2p_bytes", "rank", p2p_bytes)?.unwrap_or(unit.p2p_bytes),
+            p2p_bandwidth: table("p2p_bandwidth", "rank", p2p_bandwidth)?,
+            first_extra: three("first_extra", first_extra)?.unwrap_or(unit.first_extra),
+            last_extra: three("last_extra", last_extra)?.unwrap_or(unit.last_extra),
+            gradient_exchange: exchange.unwrap_or(unit.gradient_exchange),
+            optimizer: numbers("optimizer", "rank", optimizer)?.unwrap_or(unit.optimizer),
+            activation_bytes: numbers("activation_bytes", "stage", activation_bytes)?
+                .unwrap_or(unit.activation_bytes),
+            weight_grad_bytes: numbers("weight_grad_bytes", "stage", weight_grad_bytes)?
+                .unwrap_or(unit.weight_grad_bytes),
+            parameter_bytes: numbers("parameter_bytes", "stage", parameter_bytes)?
+                .unwrap_or(unit.parameter_bytes),
         };
         costs.check()?;
         Ok(PyCosts(costs))
     }
 
+    /// F, by stage: a float, or a list of one a stage.
     #[getter]
     fn forward<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         given(py, &self.0.forward)
     }
 
+    /// I, by stage: a float, or a list of one a stage.
     #[getter]
     fn backward_input<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         given(py, &self.0.backward_input)
     }
 
+    /// W, by stage: a float, or a list of one a stage.
     #[getter]
     fn backward_weight<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         given(py, &self.0.backward_weight)
     }
 
+    /// B, by stage: a float, a list of one a stage, or None for I + W.
     #[getter]
     fn backward<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.0.backward.as_ref().map(|cost| given(py, cost)).transpose()
     }
 
+    /// A fused pair: a float, a table by [stage of the forward][stage of the backward], or None for F + B.
     #[getter]
-    fn overlap(&self) -> Option<f64> {
-        self.0.overlap
+    fn overlap<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.0.overlap.as_ref().map(|table| given_table(py, table)).transpose()
     }
 
+    /// A hop, without its bytes: a float, or a table by [from rank][to rank].
     #[getter]
-    fn p2p(&self) -> f64 {
-        self.0.p2p
+    fn p2p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given_table(py, &self.0.p2p)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let show = |cost: &PerStage| given(py, cost)?.repr().map(|text| text.to_string());
-        let optional = |cost: &Option<PerStage>| cost.as_ref().map_or(Ok("None".to_string()), show);
-        Ok(format!(
-            "Costs(forward={}, backward_input={}, backward_weight={}, backward={}, overlap={}, p2p={})",
-            show(&self.0.forward)?,
-            show(&self.0.backward_input)?,
-            show(&self.0.backward_weight)?,
-            optional(&self.0.backward)?,
-            self.0.overlap.map_or("None".to_string(), |overlap| overlap.to_string()),
-            self.0.p2p
-        ))
+    /// The bytes of a tensor on its way: a float, or a table by [from rank][to rank].
+    #[getter]
+    fn p2p_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given_table(py, &self.0.p2p_bytes)
+    }
+
+    /// Bytes a unit of time: a float, a table by [from rank][to rank], or None for no limit.
+    #[getter]
+    fn p2p_bandwidth<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.0.p2p_bandwidth.as_ref().map(|table| given_table(py, table)).transpose()
+    }
+
+    /// What the first stage takes beside the rest: (F, I, W).
+    #[getter]
+    fn first_extra(&self) -> (f64, f64, f64) {
+        self.0.first_extra.into()
+    }
+
+    /// What the last stage takes beside the rest: (F, I, W).
+    #[getter]
+    fn last_extra(&self) -> (f64, f64, f64) {
+        self.0.last_extra.into()
+    }
+
+    /// The exchange of gradients between the two ranks that hold the same stages.
+    #[getter]
+    fn gradient_exchange(&self) -> f64 {
+        self.0.gradient_exchange
+    }
+
+    /// The optimizer step: a float, or a list of one a rank.
+    #[getter]
+    fn optimizer<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.optimizer)
+    }
+
+    /// Held from the start of F to the end of I or B, by stage: a float, or a list of one a stage.
+    #[getter]
+    fn activation_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.activation_bytes)
+    }
+
+    /// Held from the end of I to the end of W, by stage: a float, or a list of one a stage.
+    #[getter]
+    fn weight_grad_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.weight_grad_bytes)
+    }
+
+    /// Of a stage's parameters: a float, or a list of one a stage.
+    #[getter]
+    fn parameter_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        given(py, &self.0.parameter_bytes)
+    }
+
+    /// The same costs with some of them changed: `costs.replace(p2p=0.2)`. Takes the constructor's keywords.
+    #[pyo3(signature = (**changes))]
+    fn replace<'py>(
+        this: &Bound<'py, Self>,
+        changes: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let fields = PyCosts::fields(this)?;
+        if let Some(changes) = changes {
+            fields.update(changes.as_mapping())?;
+        }
+        this.get_type().call((), Some(&fields))
+    }
+
+    /// The costs of the same model where each stage is cut into `parts` equal ones, as `compare` takes them for
+    /// schedules of several stages a rank: all that is by stage is divided by `parts` (and each number of a sequence
+    /// stands `parts` times). Hops, extras and the end of the step stay as they are. UsageError for 0 parts.
+    fn cut(&self, parts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        match super::errors::count("parts", parts)? {
+            parts @ 1..=65_535 => Ok(PyCosts(self.0.cut(parts))),
+            parts => {
+                Err(UsageError::new_err(format!("parts is {parts}; a stage is cut into 1 to 65535 parts")))
+            }
+        }
+    }
+
+    /// Costs fitted to a measured timeline (a pipeline's, after its step), in seconds: F, I, W and B by stage, fused
+    /// pairs by stage pair, one hop for all edges, each the mean of what was measured; what runs between slots is in
+    /// them. With `cpu_time=True` slots take the CPU time of their rank's thread, and hops nothing: for ranks that
+    /// share cores; `Schedule.simulate(costs, cores=...)` then predicts them.
+    ///
+    /// What a stage never did alone is taken from what is known: of a B that was never split, I and W have their
+    /// share in other stages, or one half each; an F seen in pairs alone the mean of other stages'; a backward that
+    /// never ran, I = W = F. UsageError for a predicted timeline.
+    #[staticmethod]
+    #[pyo3(signature = (timeline, *, cpu_time = false))]
+    fn from_timeline(py: Python<'_>, timeline: &PyTimeline, cpu_time: bool) -> PyResult<Self> {
+        let clock = if cpu_time { Clock::Cpu } else { Clock::Wall };
+        Ok(PyCosts(py.detach(|| fit(&timeline.0, clock))?))
+    }
+
+    fn __getnewargs_ex__<'py>(
+        this: &Bound<'py, Self>,
+    ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        Ok((PyTuple::empty(this.py()), PyCosts::fields(this)?))
+    }
+
+    /// All that is not as it would be by itself.
+    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
+        let unit = Bound::new(this.py(), PyCosts(Costs::default()))?;
+        let mut words = Vec::new();
+        for name in FIELDS {
+            let value = this.getattr(name)?;
+            if matches!(name, "forward" | "backward_input" | "backward_weight")
+                || !value.eq(unit.getattr(name)?)?
+            {
+                words.push(format!("{name}={}", value.repr()?));
+            }
+        }
+        Ok(format!("Costs({})", words.join(", ")))
+    }
+}
+
+impl PyCosts {
+    fn fields<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = PyDict::new(this.py());
+        FIELDS.iter().try_for_each(|name| fields.set_item(name, this.getattr(*name)?))?;
+        Ok(fields)
     }
 }
 
@@ -94,35 +269,75 @@ fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     value.extract().map_err(refused)
 }
 
-/// A number, or a sequence (list, tuple, numpy array, ...) of one number a stage.
-fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<PerStage>> {
+/// The numbers of a sequence (list, tuple, numpy array, ...); `None` for what is no sequence of numbers.
+fn sequence(value: &Bound<'_, PyAny>) -> Option<Vec<f64>> {
+    items(value)?.iter().map(|item| item.extract::<f64>().ok()).collect()
+}
+
+fn items<'py>(value: &Bound<'py, PyAny>) -> Option<Vec<Bound<'py, PyAny>>> {
+    let is_text = value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>();
+    if is_text || value.is_instance_of::<PyDict>() {
+        return None;
+    }
+    value.len().ok()?; // An iterator has none, and may have no end.
+    value.try_iter().ok()?.collect::<PyResult<Vec<_>>>().ok()
+}
+
+/// A number, or a sequence of one number for each of some things.
+fn numbers(name: &str, thing: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Numbers>> {
     let Some(value) = value else { return Ok(None) };
     if let Ok(number) = value.extract::<f64>() {
-        return Ok(Some(PerStage::Uniform(number)));
+        return Ok(Some(Numbers::One(number)));
     }
-    let numbers = || {
-        let sequence = !value.is_instance_of::<PyString>()
-            && !value.is_instance_of::<PyBytes>()
-            && !value.is_instance_of::<PyDict>();
-        if !sequence {
-            return None;
-        }
-        value.len().ok()?; // An iterator has none, and may have no end.
-        let items = value.try_iter().ok()?;
-        items.map(|item| item?.extract::<f64>()).collect::<PyResult<Vec<f64>>>().ok()
-    };
-    match numbers() {
-        Some(numbers) => Ok(Some(PerStage::Each(numbers))),
+    match sequence(value) {
+        Some(numbers) => Ok(Some(Numbers::Each(numbers))),
         None => Err(UsageError::new_err(format!(
-            "{name} is {}; a cost is a number, or a sequence of one number a stage",
+            "{name} is {}; a cost is a number, or a sequence of one number a {thing}",
             value.repr()?
         ))),
     }
 }
 
-fn given<'py>(py: Python<'py>, cost: &PerStage) -> PyResult<Bound<'py, PyAny>> {
+/// A number, or a square of them: a sequence of rows.
+fn table(name: &str, thing: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Table>> {
+    let Some(value) = value else { return Ok(None) };
+    if let Ok(number) = value.extract::<f64>() {
+        return Ok(Some(Table::One(number)));
+    }
+    let rows = items(value).and_then(|rows| rows.iter().map(sequence).collect::<Option<Vec<Vec<f64>>>>());
+    match rows {
+        Some(rows) if !rows.is_empty() && rows.iter().all(|row| row.len() == rows.len()) => {
+            Ok(Some(Table::Each { size: rows.len(), cells: rows.concat() }))
+        }
+        _ => Err(UsageError::new_err(format!(
+            "{name} is {}; it is a number, or a table of one row and one column a {thing}",
+            value.repr()?
+        ))),
+    }
+}
+
+/// F, I and W.
+fn three(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<[f64; 3]>> {
+    let Some(value) = value else { return Ok(None) };
+    match sequence(value).map(<[f64; 3]>::try_from) {
+        Some(Ok(three)) => Ok(Some(three)),
+        _ => Err(UsageError::new_err(format!(
+            "{name} is {}; it is three numbers: for forward, backward_input and backward_weight",
+            value.repr()?
+        ))),
+    }
+}
+
+fn given<'py>(py: Python<'py>, cost: &Numbers) -> PyResult<Bound<'py, PyAny>> {
     match cost {
-        PerStage::Uniform(cost) => Ok(cost.into_pyobject(py)?.into_any()),
-        PerStage::Each(costs) => costs.into_pyobject(py),
+        Numbers::One(cost) => Ok(cost.into_pyobject(py)?.into_any()),
+        Numbers::Each(costs) => costs.into_pyobject(py),
+    }
+}
+
+fn given_table<'py>(py: Python<'py>, table: &Table) -> PyResult<Bound<'py, PyAny>> {
+    match table {
+        Table::One(cost) => Ok(cost.into_pyobject(py)?.into_any()),
+        Table::Each { size, cells } => cells.chunks(*size).collect::<Vec<_>>().into_pyobject(py),
     }
 }

@@ -117,7 +117,7 @@ impl PyLocalGroup {
             // Ctrl-C and the like go through as they are.
             (_, Some(error)) if !error.is_instance_of::<PyException>(py) => Err(error),
             (Some(fault), _) => Err(fault.to_error(py)),
-            (None, _) => Ok(PyTimeline::new(measured(&outcome))),
+            (None, _) => Ok(PyTimeline::new(measured(&outcome, schedule.verified(py)?))),
         }
     }
 

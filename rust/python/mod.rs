@@ -6,7 +6,9 @@ mod cards;
 mod costs;
 mod errors;
 mod local_group;
+mod many;
 mod program;
+mod records;
 mod schedule;
 mod timeline;
 mod worker;
@@ -18,6 +20,8 @@ mod core_module {
     use super::costs::PyCosts;
     #[pymodule_export]
     use super::local_group::{PyLocalGroup, local_groups};
+    #[pymodule_export]
+    use super::many::{jitter, simulate_many};
     #[pymodule_export]
     use super::program::PyProgram;
     #[pymodule_export]

@@ -7,14 +7,15 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
-use super::errors::{self, count, index, schedule_error};
+use super::errors::{self, UsageError, count, index, schedule_error};
 use super::program::{PyProgram, words};
 use super::timeline::PyTimeline;
 use crate::formats::{text, torch_csv};
 use crate::generate;
 use crate::lower::{P2p, Program, lower, rendezvous_depth};
+use crate::network::Network;
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
-use crate::simulate::{simulate, simulate_program};
+use crate::simulate::{program_network, simulate, simulate_on_cores, simulate_program};
 use crate::verify::{Verified, Violations, check_memory, verify};
 
 /// A compute order for every rank: which slots it computes, in which order; no time, no sends.
@@ -69,6 +70,15 @@ impl PySchedule {
             return Ok(self.program.get_or_init(|| program).clone());
         }
         Ok(program)
+    }
+
+    /// What the simulator walks under these semantics.
+    pub fn network(&self, py: Python<'_>, p2p: P2p) -> PyResult<Arc<Network>> {
+        if p2p == P2p::Eager {
+            return Ok(self.verified(py)?.network().clone());
+        }
+        let program = self.program(py, p2p)?;
+        Ok(Arc::new(py.detach(|| program_network(&program))))
     }
 
     /// The same for the same schedule, in whichever rank's hands.
@@ -229,25 +239,31 @@ impl PySchedule {
 
     /// The Timeline that these costs give (default: every action 1), in their unit of time, under P2P semantics as
     /// `verify` takes them. Each slot starts as soon as its rank is free and what it needs has come; under
-    /// "batched" and "blocking" a rank is not free before its commit is complete. ScheduleError if a rule is
-    /// broken or ranks would wait for each other in a circle, UsageError if the costs do not fit the stages.
-    #[pyo3(signature = (costs = None, *, p2p = "eager", depth = None))]
+    /// "batched" and "blocking" a rank is not free before its commit is complete. With `cores`, slots that run at
+    /// one time share so many cores equally, as ranks of one machine do (eager alone). ScheduleError if a rule is
+    /// broken or ranks would wait for each other in a circle, UsageError if the costs do not fit the schedule.
+    #[pyo3(signature = (costs = None, *, p2p = "eager", depth = None, cores = None))]
     fn simulate(
         &self,
         py: Python<'_>,
         costs: Option<&PyCosts>,
         p2p: &str,
         depth: Option<&Bound<'_, PyAny>>,
+        cores: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTimeline> {
         let semantics = errors::p2p(p2p, depth)?;
         let verified = self.verified(py)?;
         let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
-        let timeline = match semantics {
-            P2p::Eager => py.detach(|| simulate(verified, &costs))?,
-            semantics => {
+        let cores = cores.map(|cores| count("cores", cores)).transpose()?;
+        let timeline = match (semantics, cores) {
+            (_, Some(0)) => return Err(UsageError::new_err("cores is 0; something must compute")),
+            (P2p::Eager, None) => py.detach(|| simulate(verified, &costs))?,
+            (P2p::Eager, Some(cores)) => py.detach(|| simulate_on_cores(verified, &costs, cores))?,
+            (semantics, None) => {
                 let program = self.program(py, semantics)?;
-                py.detach(|| simulate_program(verified, &program, semantics, &costs))?
+                py.detach(|| simulate_program(verified, &program, &costs))?
             }
+            (_, Some(_)) => return Err(UsageError::new_err("cores goes with p2p=\"eager\" alone")),
         };
         Ok(PyTimeline::new(timeline))
     }

@@ -1,23 +1,33 @@
 //! `Timeline`: numpy views of the spans, without a copy.
 
 use numpy::ndarray::aview1;
-use numpy::{Element, IntoPyArray, PyArray1, PyArrayDescr, PyArrayMethods};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use super::costs::PyCosts;
+use super::errors::{self, UsageError};
+use super::records::{ClosingRecord, WaitRecord};
 use crate::formats::grid;
-use crate::timeline::{Span, Timeline};
+use crate::simulate::{Change, sensitivity};
+use crate::timeline::{CAUSES, Held, Span, Timeline};
 
 /// When every action started and ended: predicted by `Schedule.simulate`, or measured by a pipeline's step.
 ///
 /// Predicted times are in the unit of the costs, measured ones in seconds. `print` shows it as a grid.
 #[pyclass(frozen, name = "Timeline", module = "dualpipe_rs")]
-pub struct PyTimeline(Timeline);
+pub struct PyTimeline(pub Timeline);
 
 impl PyTimeline {
     pub fn new(timeline: Timeline) -> Self {
         PyTimeline(timeline)
+    }
+
+    /// One value a slot as one a row of the spans.
+    fn by_span(&self, slots: &[f64]) -> Vec<f64> {
+        let rows = (0..self.0.ranks()).flat_map(|rank| self.0.slots(rank));
+        let values = rows.zip(slots).flat_map(|((slot, _), &value)| slot.actions().map(move |_| value));
+        values.collect()
     }
 
     /// A read-only array over memory that `this` owns.
@@ -51,13 +61,27 @@ impl PyTimeline {
         self.0.span()
     }
 
-    /// 1 - sum(busy) / (ranks x makespan). (Others divide the idle time by the ideal time.)
+    /// Idle time as a part of all time: 1 - sum(busy) / (ranks x makespan). Zero Bubble calls it the bubble rate.
     #[getter]
     fn bubble_ratio(&self) -> f64 {
         self.0.bubble_ratio()
     }
 
-    /// The time of each rank's slots: float64 of shape (ranks,). A pair counts once.
+    /// Idle time over ideal time: sum(idle) / sum(busy), the other convention of the field. Megatron-LM's
+    /// "bubble time fraction" (arXiv 2104.04473) is this: (p - 1) / m for 1F1B.
+    #[getter]
+    fn bubble_over_ideal(&self) -> f64 {
+        self.0.bubble_over_ideal()
+    }
+
+    /// 1 - sum(busy) / (ranks x span): the bubble rate where steps may follow each other without a flush, as ZB-H2,
+    /// ZB-V, V-Half and V-Min papers report it.
+    #[getter]
+    fn span_bubble_ratio(&self) -> f64 {
+        self.0.span_bubble_ratio()
+    }
+
+    /// The time of each rank's slots and of its optimizer: float64 of shape (ranks,). A pair counts once.
     #[getter]
     fn busy<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         self.0.busy().into_pyarray(py)
@@ -81,14 +105,121 @@ impl PyTimeline {
     /// stage, microbatch, start and end, sorted by rank and slot. A pair is two rows of one slot.
     #[getter]
     fn spans<'py>(this: &Bound<'py, Self>) -> Bound<'py, PyArray1<Span>> {
-        PyTimeline::view(this, this.get().0.spans())
+        let timeline = &this.get().0;
+        PyTimeline::view(this, this.py().detach(|| timeline.spans()))
     }
 
-    /// Of a measured timeline: the CPU time of the rank's own thread in each row's slot, in seconds, without a
-    /// copy (torch's intra-op threads are not counted); None for a predicted one.
+    /// Of a measured timeline: the CPU time of the rank's own thread in each row's slot, in seconds
+    /// (torch's intra-op threads are not counted); None for a predicted one. A pair's stands in both of its rows.
     #[getter]
-    fn cpu_time<'py>(this: &Bound<'py, Self>) -> Option<Bound<'py, PyArray1<f64>>> {
-        this.get().0.cpu().map(|cpu| PyTimeline::view(this, cpu))
+    fn cpu_time<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<f64>>> {
+        self.0.cpu().map(|cpu| self.by_span(cpu).into_pyarray(py))
+    }
+
+    /// Whether it was measured; else it was predicted.
+    #[getter]
+    fn is_measured(&self) -> bool {
+        self.0.cpu().is_some()
+    }
+
+    /// Why each rank was idle: float64 arrays of shape (ranks,) by cause, which add up to `idle`.
+    ///
+    /// "warm_up" is before a rank's first slot, "cool_down" after its last; "dependency" is time until what the next
+    /// slot takes had been made on another rank, "hop" until it could have come, "partner" what was waited beyond
+    /// (for a rendezvous or a commit), "exchange" the exchange of gradients. A measured timeline does not know
+    /// hops: what is left after a dependency is the hop, and "overhead" a gap before a slot that had all it needs.
+    #[getter]
+    fn idle_by_cause<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let sums = py.detach(|| self.0.idle_by_cause())?;
+        let causes = PyDict::new(py);
+        for (cause, sums) in CAUSES.into_iter().zip(sums) {
+            causes.set_item(cause.name(), sums.into_pyarray(py))?;
+        }
+        Ok(causes)
+    }
+
+    /// Every idle time with its cause, by rank and time: a structured array of rank, slot (the one that came after;
+    /// the number of slots for what comes after the last), cause (as in `idle_by_cause`), kind, stage and microbatch
+    /// of the action that a dependency or hop waited for (kind is empty elsewhere), start and end.
+    #[getter]
+    fn waits<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<WaitRecord>>> {
+        let waits = py.detach(|| self.0.waits())?;
+        Ok(waits.into_iter().map(WaitRecord::from).collect::<Vec<_>>().into_pyarray(py))
+    }
+
+    /// A longest chain of slots from the first start to the last end, in order: rows as `spans` has them. Each
+    /// slot starts when the one before it ends, or when what that made has come. Of a measured timeline, each
+    /// slot is preceded by what it waited for last.
+    fn critical_path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<Span>>> {
+        let spans = py.detach(|| self.0.critical_path().map(|path| self.0.spans_of(path.into_iter())))?;
+        Ok(spans.into_pyarray(py))
+    }
+
+    /// How much later the slot of each row of `spans` could end, all else as it is, without the step ending later:
+    /// float64, one a row. 0 on the critical path.
+    #[getter]
+    fn slack<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let slack = py.detach(|| self.0.slack().map(|slack| self.by_span(&slack)))?;
+        Ok(slack.into_pyarray(py))
+    }
+
+    /// By how much the makespan grows where a cost grows by `percent` (default 1), for each cost of time by the name
+    /// it has in `Costs`, found by simulating again: floats, in the unit of the costs; with `each=True` float64
+    /// arrays, one number a stage (a rank, of the optimizer), for the costs that are by stage. UsageError for a
+    /// measured timeline: fit costs first, `Costs.from_timeline`.
+    #[pyo3(signature = (percent = 1.0, *, each = false))]
+    fn sensitivity<'py>(&self, py: Python<'py>, percent: f64, each: bool) -> PyResult<Bound<'py, PyDict>> {
+        if !(percent.is_finite() && percent > -100.0) {
+            return Err(UsageError::new_err(format!("percent is {percent}; it is a number above -100")));
+        }
+        let changes = PyDict::new(py);
+        for (name, change) in py.detach(|| sensitivity(&self.0, percent, each))? {
+            match change {
+                Change::Whole(change) => changes.set_item(name, change)?,
+                Change::Each(changed) => changes.set_item(name, changed.into_pyarray(py))?,
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The bytes that `rank` holds, from each time on at which that changes: a structured array of time, activation,
+    /// weight_grad and received (float64). Activations are held from the start of F to the end of I or B, what a W
+    /// needs from there to its end, a received tensor (`p2p_bytes`) from the posting of its receive (under eager
+    /// P2P, from its sending) to the end of the slot that takes it. By the bytes of `costs`, or of the costs that
+    /// the timeline was predicted from. UsageError for a rank out of range, or a measured timeline without costs.
+    #[pyo3(signature = (rank, costs = None))]
+    fn memory<'py>(
+        &self,
+        py: Python<'py>,
+        rank: &Bound<'py, PyAny>,
+        costs: Option<&PyCosts>,
+    ) -> PyResult<Bound<'py, PyArray1<Held>>> {
+        let rank = errors::index(("rank", "ranks"), rank, self.0.ranks())?;
+        let mut held = py.detach(|| self.0.memory(costs.map(|costs| &costs.0)))?;
+        Ok(held.swap_remove(rank).into_pyarray(py))
+    }
+
+    /// The most bytes that each rank holds at once of what `memory` tells: float64 of shape (ranks,).
+    #[pyo3(signature = (costs = None))]
+    fn peak_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        costs: Option<&PyCosts>,
+    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let held = py.detach(|| self.0.memory(costs.map(|costs| &costs.0)))?;
+        let peak = |held: &Vec<Held>| held.iter().map(Held::total).fold(0.0, f64::max);
+        Ok(held.iter().map(peak).collect::<Vec<f64>>().into_pyarray(py))
+    }
+
+    /// What each rank does after its last slot: a structured array of start, exchanged (when gradients have been
+    /// exchanged with the rank that holds the same stages) and end (of the optimizer), one row a rank; None where
+    /// the costs have neither.
+    #[getter]
+    fn closing<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<ClosingRecord>>> {
+        let last = |rank| self.0.times_of(rank).last().map_or(0.0, |time| time.end);
+        let rows = self.0.closing().iter().enumerate();
+        let rows: Vec<_> = rows.map(|(rank, &closing)| ClosingRecord::new(last(rank), closing)).collect();
+        (!rows.is_empty()).then(|| rows.into_pyarray(py))
     }
 
     /// The timeline as text, one line a rank, at most about `width` columns. Capitals stand for the stage
@@ -110,39 +241,4 @@ impl PyTimeline {
     fn __str__(&self) -> String {
         self.grid(120)
     }
-}
-
-// SAFETY: the numpy record below has the names, types and offsets of `Span`, which is `repr(C)`; all
-// its fields are plain data, and a `char` is what numpy's one-character UCS-4 string holds.
-unsafe impl Element for Span {
-    const IS_COPY: bool = true;
-
-    fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
-        static DTYPE: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
-        let dtype = DTYPE.get_or_try_init(py, || span_dtype(py).map(Bound::unbind));
-        dtype.expect("numpy makes a dtype of these fields").bind(py).clone()
-    }
-
-    fn clone_ref(&self, _py: Python<'_>) -> Self {
-        *self
-    }
-}
-
-fn span_dtype(py: Python<'_>) -> PyResult<Bound<'_, PyArrayDescr>> {
-    use std::mem::offset_of;
-    let fields = [
-        ("rank", "u4", offset_of!(Span, rank)),
-        ("slot", "u4", offset_of!(Span, slot)),
-        ("kind", "U1", offset_of!(Span, kind)),
-        ("stage", "u4", offset_of!(Span, stage)),
-        ("microbatch", "u4", offset_of!(Span, microbatch)),
-        ("start", "f8", offset_of!(Span, start)),
-        ("end", "f8", offset_of!(Span, end)),
-    ];
-    let spec = PyDict::new(py);
-    spec.set_item("names", fields.map(|field| field.0))?;
-    spec.set_item("formats", fields.map(|field| field.1))?;
-    spec.set_item("offsets", fields.map(|field| field.2))?;
-    spec.set_item("itemsize", size_of::<Span>())?;
-    PyArrayDescr::new(py, spec)
 }

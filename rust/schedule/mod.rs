@@ -54,6 +54,16 @@ impl Schedule {
         self.rows.iter().map(Vec::len).sum()
     }
 
+    /// The number of each rank's first slot where all slots are counted rank by rank, and of all slots.
+    pub fn firsts(&self) -> Vec<usize> {
+        let lengths = self.rows.iter().map(Vec::len);
+        let ends = lengths.scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
     /// The same order with the forwards alone: inference.
     pub fn forward_only(&self) -> Schedule {
         let forwards = |row: &Vec<Slot>| {

@@ -119,6 +119,12 @@ impl Shape {
         self.forward_only
     }
 
+    /// Whether a (stage, microbatch) is let go at the end of its action of this kind: after its W or B nothing is
+    /// left to do for it, in inference after its F.
+    pub fn ends_holding(&self, kind: Kind) -> bool {
+        self.forward_only || matches!(kind, Kind::W | Kind::B)
+    }
+
     pub fn contains(&self, action: Action) -> bool {
         (action.stage as usize) < self.stages && (action.microbatch as usize) < self.microbatches
     }

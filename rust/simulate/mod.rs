@@ -1,83 +1,141 @@
-//! (Verified, Costs) → the Timeline that these costs give under eager P2P: every rank computes its row
-//! in order, each slot as soon as the rank is free and what it needs has come; a tensor made on
-//! another rank comes one hop after it was made, and holds nobody. program.rs prices the other P2P semantics.
+//! (Verified | Program, Costs) → the Timeline that these costs give: each slot starts as soon as its rank is free and
+//! what it needs has come, under the P2P semantics that are in the network.
+//!
+//! program.rs makes the network of a Program, cores.rs limits the cores, many.rs simulates a schedule under many
+//! costs and under noise, sensitivity.rs tells which cost matters.
 
-use crate::costs::Costs;
+use std::sync::Arc;
+
+use crate::costs::{Costs, Hops, Prices};
 use crate::error::Error;
-use crate::schedule::{Action, Slot};
-use crate::timeline::{Span, Timeline};
+use crate::lower::Program;
+use crate::network::{Network, Node};
+use crate::timeline::{Closing, Origin, Time, Timeline};
 use crate::verify::Verified;
 
+mod cores;
+mod many;
 mod program;
+mod sensitivity;
+mod sweep;
 
-pub use program::simulate_program;
+pub use cores::simulate_on_cores;
+pub use many::{Noise, Summary, jitter, simulate_many};
+pub use sensitivity::{Change, sensitivity};
+pub use sweep::Wish;
 
-/// One pass over the proven order, in which everything that a slot waits for comes before it.
+/// Under eager P2P: a tensor made on another rank comes one hop after it was made, and holds nobody.
 pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
-    let shape = verified.shape();
-    let prices = costs.prices(shape)?;
-    let rows = verified.schedule().rows();
+    on_network(verified, verified.network().clone(), costs)
+}
 
-    let mut spans = Spans::new(rows);
-    let mut free = vec![0.0_f64; shape.ranks()];
-    let mut made = vec![0.0_f64; shape.tensors()];
-    for &place in verified.order() {
-        let rank = place.rank as usize;
-        let slot = verified.slot(place);
-        let mut start = free[rank];
-        let (first, second) = slot.parts();
-        for action in [Some(first), second].into_iter().flatten() {
-            for needed in shape.needs(action).into_iter().flatten() {
-                let local = shape.rank_of(needed.stage, needed.microbatch) == rank;
-                let hop = if local { 0.0 } else { prices.hop() };
-                start = start.max(made[shape.tensor_index(needed)] + hop);
+/// As `program`, which is `verified` lowered, runs.
+pub fn simulate_program(verified: &Verified, program: &Program, costs: &Costs) -> Result<Timeline, Error> {
+    on_network(verified, Arc::new(program_network(program)), costs)
+}
+
+/// What [`simulate_program`] walks, for who simulates it many times.
+pub fn program_network(program: &Program) -> Network {
+    program::network(program)
+}
+
+/// The same step with other costs.
+pub fn again(timeline: &Timeline, costs: &Costs) -> Result<Timeline, Error> {
+    match timeline.origin() {
+        Origin::Predicted { cores: Some(cores), .. } => simulate_on_cores(timeline.verified(), costs, *cores),
+        Origin::Predicted { network, .. } => on_network(timeline.verified(), network.clone(), costs),
+        Origin::Measured { .. } => simulate(timeline.verified(), costs),
+    }
+}
+
+fn on_network(verified: &Verified, network: Arc<Network>, costs: &Costs) -> Result<Timeline, Error> {
+    let prices = costs.prices(verified.shape())?;
+    let firsts = verified.schedule().firsts();
+    let rows = verified.schedule().rows();
+    let mut times = vec![Time::default(); verified.schedule().slots()];
+    walk(&network, &prices.hops, |node, index, start| {
+        let end = start + prices.slot(rows[node.rank()][index]);
+        times[firsts[node.rank()] + index] = Time { start, end };
+        end
+    });
+    finish(verified, network, costs, &prices, None, times)
+}
+
+/// One pass over a network: each node starts when its last input lets it. `compute` is told of each slot's start,
+/// and gives its end.
+#[inline(always)]
+fn walk(network: &Network, hops: &Hops, mut compute: impl FnMut(&Node, usize, f64) -> f64) {
+    match hops.uniform() {
+        Some(hop) => walk_with(network, |_, _| hop, &mut compute),
+        None => walk_with(network, |from, to| hops.between(from, to), &mut compute),
+    }
+}
+
+#[inline(always)]
+fn walk_with(
+    network: &Network,
+    hop: impl Fn(usize, usize) -> f64,
+    compute: &mut impl FnMut(&Node, usize, f64) -> f64,
+) {
+    let nodes = network.nodes();
+    let mut ends: Vec<f64> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let mut start = 0.0;
+        for input in node.inputs {
+            let Some(from) = input.node() else { continue };
+            let lag = if input.is_hop() { hop(nodes[from].rank(), node.rank()) } else { 0.0 };
+            let lets = ends[from] + lag;
+            if lets > start {
+                start = lets;
             }
         }
-        let end = start + prices.slot(slot);
-        for tensor in [first.tensor(), second.and_then(Action::tensor)].into_iter().flatten() {
-            made[shape.tensor_index(tensor)] = end;
-        }
-        free[rank] = end;
-        spans.record(place.rank, place.slot, slot, start, end);
+        ends.push(match node.index() {
+            Some(index) => compute(node, index, start),
+            None => start,
+        });
     }
-    finite(&free)?;
-    Ok(Timeline::new(shape.ranks(), spans.spans, None))
 }
 
-fn finite(ends: &[f64]) -> Result<(), Error> {
-    if ends.iter().all(|end| end.is_finite()) {
-        return Ok(());
+/// Adds what comes after the slots, and refuses times that are none.
+fn finish(
+    verified: &Verified,
+    network: Arc<Network>,
+    costs: &Costs,
+    prices: &Prices,
+    cores: Option<usize>,
+    times: Vec<Time>,
+) -> Result<Timeline, Error> {
+    let lasts: Vec<f64> = verified
+        .schedule()
+        .firsts()
+        .windows(2)
+        .map(|row| if row[1] > row[0] { times[row[1] - 1].end } else { 0.0 })
+        .collect();
+    let closing = if verified.shape().forward_only() { Vec::new() } else { closing(prices, &lasts) };
+    let mut ends = lasts.iter().copied().chain(closing.iter().map(|closing| closing.end));
+    if !ends.all(f64::is_finite) {
+        return Err(too_much());
     }
+    let origin = Origin::Predicted { network, costs: Box::new(costs.clone()), cores };
+    Ok(Timeline::new(verified.clone(), times, closing, origin))
+}
+
+fn too_much() -> Error {
     let problem = "add up to more than a float can hold".to_string();
-    Err(Error::Cost { name: "costs", problem })
+    Error::Cost { name: "costs", problem }
 }
 
-/// Spans by rank and slot, filled in any order of ranks.
-struct Spans {
-    spans: Vec<Span>,
-    /// Where the next span of each rank goes.
-    next: Vec<usize>,
-}
-
-impl Spans {
-    fn new(rows: &[Vec<Slot>]) -> Self {
-        let actions = |row: &Vec<Slot>| row.iter().map(|slot| slot.actions().count()).sum::<usize>();
-        let mut total = 0;
-        let next = rows
-            .iter()
-            .map(|row| {
-                total += actions(row);
-                total - actions(row)
-            })
-            .collect();
-        Spans { spans: vec![Span::default(); total], next }
+/// The exchange of gradients between mirrored ranks, then the optimizer; nothing where neither takes time.
+fn closing(prices: &Prices, lasts: &[f64]) -> Vec<Closing> {
+    if prices.exchange.is_none() && prices.optimizer.is_empty() {
+        return Vec::new();
     }
-
-    fn record(&mut self, rank: u32, index: u32, slot: Slot, start: f64, end: f64) {
-        let next = &mut self.next[rank as usize];
-        for action in slot.actions() {
-            self.spans[*next] = Span::new(rank, index, action, start, end);
-            *next += 1;
+    let of_rank = |(rank, &last): (usize, &f64)| {
+        let exchanged = prices.exchange.map_or(last, |cost| last.max(lasts[lasts.len() - 1 - rank]) + cost);
+        Closing {
+            exchanged,
+            end: exchanged + prices.optimizer.get(rank).copied().unwrap_or(0.0),
         }
-    }
+    };
+    lasts.iter().enumerate().map(of_rank).collect()
 }

@@ -1,80 +1,79 @@
-//! The timeline of a [`Program`]: its instructions carried out with prices, under the semantics it was lowered for.
+//! The network of a [`Program`]: its instructions carried out with nodes in place of times. Programs are proved, so
+//! this comes to an end.
 //!
-//! A rank's time is the end of what it did last. A tensor sent on an edge leaves once it is sent, and under
-//! rendezvous also once its receive is posted and the tensor before it on that edge has left; it is there one hop
-//! later, and the rank that waits for it goes on then. A commit goes on one hop after its last transfer has been
-//! started on both sides. Compute takes its price. Programs are proved, so this comes to an end.
+//! Under eager a tensor leaves when it is sent. Under rendezvous a tensor's leaving is an event: after it was sent,
+//! its receive was posted, and the tensor before it on its edge had left. In a commit each transfer is an event
+//! after both sides have come to it; the commit is complete, an event on each side, one hop after all of its own.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Spans, finite};
-use crate::costs::{Costs, Prices};
-use crate::error::Error;
 use crate::lower::{Instruction, P2p, Program, Side, Transfer};
+use crate::network::{Input, Network, Node, Receive};
 use crate::schedule::{Rank, Slot, Tensor};
-use crate::timeline::Timeline;
-use crate::verify::Verified;
 
-/// What the costs give for `program`, which is `verified` lowered for `p2p`.
-pub fn simulate_program(
-    verified: &Verified,
-    program: &Program,
-    p2p: P2p,
-    costs: &Costs,
-) -> Result<Timeline, Error> {
-    let shape = verified.shape();
-    let ranks = shape.ranks();
+pub(super) fn network(program: &Program) -> Network {
+    let ranks = program.rows().len();
     let mut run = Run {
         program,
-        prices: costs.prices(shape)?,
-        holds_edges: matches!(p2p, P2p::Rendezvous { .. }),
+        holds_edges: matches!(program.p2p(), P2p::Rendezvous { .. }),
         next: vec![0; ranks],
-        time: vec![0.0; ranks],
+        last: vec![Input::NONE; ranks],
+        waited: vec![Vec::new(); ranks],
         started: vec![false; ranks],
-        ways: vec![Way::default(); shape.tensors()],
-        last: HashMap::new(),
+        ways: vec![Way::default(); program.shape().tensors()],
+        leaving: HashMap::new(),
         sleepers: HashMap::new(),
-        spans: Spans::new(verified.schedule().rows()),
+        network: Network::default(),
+        receives: Vec::new(),
     };
     run.all();
-    finite(&run.time)?;
-    Ok(Timeline::new(ranks, run.spans.spans, None))
+    if program.p2p() != P2p::Eager {
+        run.network.post(run.receives);
+    }
+    run.network
 }
 
-/// What has happened to a tensor on its way to another rank, and when.
+/// A tensor's way to another rank.
 #[derive(Debug, Clone, Copy, Default)]
 struct Way {
-    sent: Option<f64>,
-    received: Option<f64>,
-    /// When it left: under rendezvous its edge is free for the next tensor then.
-    left: Option<f64>,
-    /// The tensor before it on its edge.
-    before: Option<Tensor>,
+    /// After which node it was sent and its receive posted, once either was.
+    sent: Option<Input>,
+    posted: Option<Input>,
+    /// The node after which only the hop is left; in a commit, of its arrival.
+    there: Option<usize>,
 }
 
 struct Run<'a> {
     program: &'a Program,
-    prices: Prices,
     holds_edges: bool,
-    /// Each rank's next instruction, and its time.
+    /// Each rank's next instruction, its last node, and what it has waited for since.
     next: Vec<usize>,
-    time: Vec<f64>,
+    last: Vec<Input>,
+    waited: Vec<Vec<Input>>,
     /// Whether the next instruction is a commit that has been started.
     started: Vec<bool>,
     /// By tensor.
     ways: Vec<Way>,
-    /// The last tensor sent on each edge.
-    last: HashMap<(Rank, Rank), Tensor>,
+    /// The tensors of each edge that have been sent and have not left.
+    leaving: HashMap<(Rank, Rank), Leaving>,
     /// Who waits until something happens to a tensor.
     sleepers: HashMap<Tensor, Rank>,
-    spans: Spans,
+    network: Network,
+    receives: Vec<Receive>,
+}
+
+struct Leaving {
+    tensors: VecDeque<Tensor>,
+    /// When the edge is free.
+    free: Input,
 }
 
 impl Run<'_> {
     fn all(&mut self) {
+        let program = self.program;
         let mut awake: VecDeque<Rank> = (0..self.next.len()).collect();
         while let Some(rank) = awake.pop_front() {
-            while let Some(instruction) = self.program.rows()[rank].get(self.next[rank]) {
+            while let Some(instruction) = program.rows()[rank].get(self.next[rank]) {
                 if let Err(tensor) = self.carry_out(rank, instruction, &mut awake) {
                     self.sleepers.insert(tensor, rank);
                     break;
@@ -92,17 +91,16 @@ impl Run<'_> {
         awake: &mut VecDeque<Rank>,
     ) -> Result<(), Tensor> {
         match instruction {
-            Instruction::Post { tensor, .. } => self.way(*tensor).received = Some(self.time[rank]),
+            Instruction::Post { tensor, .. } => self.way(*tensor).posted = Some(self.last[rank]),
             Instruction::Send { to, tensor } => {
-                let before = self.last.insert((rank, *to), *tensor);
-                let sent = Some(self.time[rank]);
-                let way = self.way(*tensor);
-                (way.sent, way.before) = (sent, before);
+                self.way(*tensor).sent = Some(self.last[rank]);
+                let edge = self.leaving.entry((rank, *to)).or_insert(Leaving::new());
+                edge.tensors.push_back(*tensor);
                 awake.extend(self.sleepers.remove(tensor));
             }
-            Instruction::Wait { tensor, .. } => {
-                let there = self.leaves(*tensor).ok_or(*tensor)? + self.prices.hop();
-                self.time[rank] = self.time[rank].max(there);
+            Instruction::Wait { from, tensor } => {
+                let there = self.leave(*from, rank, *tensor).ok_or(*tensor)?;
+                self.waited[rank].push(Input::a_hop_after(there));
             }
             Instruction::Compute { index, slot } => self.compute(rank, *index, *slot),
             Instruction::Commit(transfers) => return self.commit(rank, transfers, awake),
@@ -115,34 +113,35 @@ impl Run<'_> {
     }
 
     fn compute(&mut self, rank: Rank, index: usize, slot: Slot) {
-        let start = self.time[rank];
-        let end = start + self.prices.slot(slot);
-        self.spans.record(rank as u32, index as u32, slot, start, end);
-        self.time[rank] = end;
+        let mut waited = self.waited[rank].drain(..);
+        let inputs =
+            [self.last[rank], waited.next().unwrap_or(Input::NONE), waited.next().unwrap_or(Input::NONE)];
+        drop(waited);
+        self.last[rank] = Input::after(self.network.push(Node::slot(rank, index, inputs)));
+        let shape = *self.program.shape();
+        for tensor in slot.actions().filter_map(|action| shape.input(action)) {
+            if let Some(posted) = self.way(tensor).posted {
+                let from = shape.rank_of(tensor.stage, tensor.microbatch);
+                self.receives.push(Receive { rank, slot: index, from, posted });
+            }
+        }
     }
 
-    /// When a tensor leaves its sender; `None` where that is not known yet.
-    fn leaves(&mut self, tensor: Tensor) -> Option<f64> {
+    /// The node after which a tensor is on its way; `None` where it has not been sent.
+    fn leave(&mut self, from: Rank, to: Rank, tensor: Tensor) -> Option<usize> {
+        let sent = self.way(tensor).sent?;
         if !self.holds_edges {
-            return self.way(tensor).sent;
+            return sent.node();
         }
-        // Back along the edge to the first whose time is known, then forward again.
-        let mut chain = vec![tensor];
-        let mut edge_free = 0.0;
-        while let Some(before) = self.way(chain[chain.len() - 1]).before {
-            if let Some(left) = self.way(before).left {
-                edge_free = left;
-                break;
-            }
-            chain.push(before);
+        while self.way(tensor).there.is_none() {
+            let edge = self.leaving.get_mut(&(from, to))?;
+            let (first, free) = (edge.tensors.pop_front()?, edge.free);
+            let Way { sent, posted, .. } = *self.way(first);
+            let left = self.network.push(Node::event(from, [free, sent?, posted?]));
+            self.way(first).there = Some(left);
+            self.leaving.get_mut(&(from, to))?.free = Input::after(left);
         }
-        for tensor in chain.into_iter().rev() {
-            let way = self.way(tensor);
-            let left = edge_free.max(way.sent?).max(way.received?);
-            way.left = Some(left);
-            edge_free = left;
-        }
-        Some(edge_free)
+        self.way(tensor).there
     }
 
     fn commit(
@@ -151,25 +150,41 @@ impl Run<'_> {
         transfers: &[Transfer],
         awake: &mut VecDeque<Rank>,
     ) -> Result<(), Tensor> {
-        let now = Some(self.time[rank]);
         if !std::mem::replace(&mut self.started[rank], true) {
-            for transfer in transfers {
-                let way = self.way(transfer.tensor);
-                match transfer.side {
-                    Side::Send => way.sent = now,
-                    Side::Receive => way.received = now,
-                }
-                awake.extend(self.sleepers.remove(&transfer.tensor));
-            }
+            transfers.iter().for_each(|&transfer| self.start(rank, transfer, awake));
         }
-        let mut all_started: f64 = 0.0;
-        for transfer in transfers {
-            let way = self.way(transfer.tensor);
-            let both = way.sent.zip(way.received).map(|(sent, received)| sent.max(received));
-            all_started = all_started.max(both.ok_or(transfer.tensor)?);
-        }
+        let shape = *self.program.shape();
+        let there =
+            |transfer: &Transfer| self.ways[shape.tensor_index(transfer.tensor)].there.ok_or(transfer.tensor);
+        let there = transfers.iter().map(there).collect::<Result<Vec<usize>, Tensor>>()?;
         self.started[rank] = false;
-        self.time[rank] = all_started + self.prices.hop();
+        for two in there.chunks(2) {
+            let second = two.get(1).map_or(Input::NONE, |&node| Input::after(node));
+            let inputs = [self.last[rank], Input::after(two[0]), second];
+            self.last[rank] = Input::after(self.network.push(Node::event(rank, inputs)));
+        }
         Ok(())
+    }
+
+    /// A rank comes to its side of a transfer; the second to come makes it happen.
+    fn start(&mut self, rank: Rank, Transfer { side, tensor, peer }: Transfer, awake: &mut VecDeque<Rank>) {
+        let now = Some(self.last[rank]);
+        let way = self.way(tensor);
+        match side {
+            Side::Send => way.sent = now,
+            Side::Receive => way.posted = now,
+        }
+        let (Some(sent), Some(posted)) = (way.sent, way.posted) else { return };
+        let (from, to) = if side == Side::Send { (rank, peer) } else { (peer, rank) };
+        let both = self.network.push(Node::event(from, [sent, posted, Input::NONE]));
+        let arrival = Node::event(to, [Input::a_hop_after(both), Input::NONE, Input::NONE]);
+        self.way(tensor).there = Some(self.network.push(arrival));
+        awake.extend(self.sleepers.remove(&tensor));
+    }
+}
+
+impl Leaving {
+    fn new() -> Self {
+        Leaving { tensors: VecDeque::new(), free: Input::NONE }
     }
 }

@@ -1,5 +1,5 @@
-//! Freedom from deadlock under eager P2P: an order of all slots in which each comes after what it
-//! waits for, or a circle of ranks that wait for each other.
+//! Freedom from deadlock under eager P2P: a [`Network`], that is, an order of all slots in which each comes after what
+//! it waits for; or a circle of ranks that wait for each other.
 //!
 //! Every rank runs as far as it can; one that cannot go on is looked at again when the rank it waits
 //! for has moved. What stands still at the end is deadlocked: each such rank's next slot waits for a
@@ -8,23 +8,27 @@
 use std::collections::VecDeque;
 
 use super::circle::shortest_circle;
-use super::{Place, Rule, Violation, maker};
+use super::{Rule, Violation, maker};
+use crate::network::{Input, Network, Node};
 use crate::schedule::{Action, Kind, Rank, Schedule, Shape, Tensor};
 
-/// An order, or one violation for each rank of a shortest circle among the ranks' next slots.
-pub(super) fn order(schedule: &Schedule) -> Result<Vec<Place>, Vec<Violation>> {
+/// The network of all slots, or one violation for each rank of a shortest circle among the ranks' next slots.
+pub(super) fn network(schedule: &Schedule) -> Result<Network, Vec<Violation>> {
     let mut run = Run::new(schedule);
     run.as_far_as_it_goes();
-    if run.order.len() == schedule.slots() { Ok(run.order) } else { Err(run.shortest_circle()) }
+    let complete = run.network.nodes().len() == schedule.slots();
+    if complete { Ok(run.network) } else { Err(run.shortest_circle()) }
 }
 
 struct Run<'a> {
     schedule: &'a Schedule,
     /// How many slots of each rank have run.
     done: Vec<usize>,
-    /// Which tensors have been made, by [`crate::schedule::Shape::tensor_index`].
-    made: Vec<bool>,
-    order: Vec<Place>,
+    /// Each rank's last node.
+    last: Vec<Input>,
+    /// The node that has made each tensor, by [`crate::schedule::Shape::tensor_index`].
+    made: Vec<Input>,
+    network: Network,
     /// By rank: who stands still for want of a tensor of its making, and for which.
     waiters: Vec<Vec<(Rank, usize)>>,
 }
@@ -35,8 +39,9 @@ impl<'a> Run<'a> {
         Run {
             schedule,
             done: vec![0; ranks],
-            made: vec![false; schedule.shape().tensors()],
-            order: Vec::with_capacity(schedule.slots()),
+            last: vec![Input::NONE; ranks],
+            made: vec![Input::NONE; schedule.shape().tensors()],
+            network: Network::with_capacity(schedule.slots()),
             waiters: vec![Vec::new(); ranks],
         }
     }
@@ -48,7 +53,8 @@ impl<'a> Run<'a> {
             let waits_for = self.advance(rank);
             if self.done[rank] > before {
                 let made = &self.made;
-                awake.extend(self.waiters[rank].extract_if(.., |&mut (_, needed)| made[needed]).map(|w| w.0));
+                let is_made = |&mut (_, needed): &mut (Rank, usize)| made[needed] != Input::NONE;
+                awake.extend(self.waiters[rank].extract_if(.., is_made).map(|waiter| waiter.0));
             }
             if let Some(needed) = waits_for {
                 let shape = self.schedule.shape();
@@ -62,24 +68,29 @@ impl<'a> Run<'a> {
     fn advance(&mut self, rank: Rank) -> Option<Tensor> {
         let shape = *self.schedule.shape();
         let made = &mut self.made[..];
-        let start = self.done[rank];
-        let left = &self.schedule.rows()[rank][start..];
+        let mut last = self.last[rank];
         let mut missing = None;
-        let mut ran = 0;
-        for slot in left {
+        let row = self.schedule.rows()[rank].iter().enumerate().skip(self.done[rank]);
+        for (index, slot) in row {
             let (first, second) = slot.parts();
-            missing = missing_of(&shape, made, first).or_else(|| missing_of(&shape, made, second?));
-            if missing.is_some() {
-                break;
-            }
+            let inputs = incoming(&shape, made, rank, first).and_then(|one| match second {
+                Some(second) => Ok([last, one, incoming(&shape, made, rank, second)?]),
+                None => Ok([last, one, Input::NONE]),
+            });
+            let node = match inputs {
+                Ok(inputs) => Input::after(self.network.push(Node::slot(rank, index, inputs))),
+                Err(needed) => {
+                    missing = Some(needed);
+                    break;
+                }
+            };
             for tensor in [first.tensor(), second.and_then(Action::tensor)].into_iter().flatten() {
-                made[shape.tensor_index(tensor)] = true;
+                made[shape.tensor_index(tensor)] = node;
             }
-            ran += 1;
+            last = node;
+            self.done[rank] = index + 1;
         }
-        let ran = start..start + ran;
-        self.done[rank] = ran.end;
-        self.order.extend(ran.map(|slot| Place { rank: rank as u32, slot: slot as u32 }));
+        self.last[rank] = last;
         missing
     }
 
@@ -90,7 +101,7 @@ impl<'a> Run<'a> {
         let actions = next.map(|slot| slot.actions()).into_iter().flatten();
         actions
             .flat_map(move |action| shape.dependencies(action).map(move |needed| (action, needed)))
-            .filter(|&(_, needed)| !self.made[shape.tensor_index(needed)])
+            .filter(|&(_, needed)| self.made[shape.tensor_index(needed)] == Input::NONE)
     }
 
     fn shortest_circle(&self) -> Vec<Violation> {
@@ -133,14 +144,20 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The first tensor that an action needs and that has not been made.
+/// What an action of a rank waits for from other ranks, or the first tensor that it needs and that has not been
+/// made.
 #[inline(always)]
-fn missing_of(shape: &Shape, made: &[bool], action: Action) -> Option<Tensor> {
+fn incoming(shape: &Shape, made: &[Input], rank: Rank, action: Action) -> Result<Input, Tensor> {
     let [own, other] = shape.needs(action);
-    match (own, other) {
-        (Some(own), _) if !made[shape.tensor_index(own)] => Some(own),
-        (_, Some(other)) if !made[shape.tensor_index(other)] => Some(other),
-        _ => None,
+    if let Some(own) = own.filter(|&own| made[shape.tensor_index(own)] == Input::NONE) {
+        return Err(own);
+    }
+    let Some(other) = other else { return Ok(Input::NONE) };
+    match made[shape.tensor_index(other)].node() {
+        None => Err(other),
+        // What its own rank made is there when the rank goes on.
+        Some(_) if shape.rank_of(other.stage, other.microbatch) == rank => Ok(Input::NONE),
+        Some(node) => Ok(Input::a_hop_after(node)),
     }
 }
 

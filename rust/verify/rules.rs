@@ -54,7 +54,6 @@ pub(super) fn all_there(schedule: &Schedule) -> bool {
 
 /// Where a rank first holds more than `most` activations.
 pub(super) fn over_memory(shape: &Shape, rank: Rank, row: &[Slot], most: usize) -> Option<Violation> {
-    let ends = |action: &Action| shape.forward_only() || matches!(action.kind, Kind::W | Kind::B);
     let mut held = 0;
     for (index, &slot) in row.iter().enumerate() {
         let forward = slot.actions().find(|action| action.kind == Kind::F);
@@ -63,7 +62,7 @@ pub(super) fn over_memory(shape: &Shape, rank: Rank, row: &[Slot], most: usize) 
             let what = format!("{action} makes {held} activations held at once, and {most} are allowed");
             return Some(Here { rank, index, slot }.violation(Rule::Memory, action, None, what));
         }
-        held -= slot.actions().filter(ends).count();
+        held -= slot.actions().filter(|action| shape.ends_holding(action.kind)).count();
     }
     None
 }

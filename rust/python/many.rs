@@ -1,0 +1,148 @@
+//! `simulate_many` and `jitter`: long calls that release the GIL, can be interrupted, and report how far they are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+
+use super::costs::PyCosts;
+use super::errors::{self, UsageError, count, index};
+use super::schedule::PySchedule;
+use crate::costs::Costs;
+use crate::error::Error;
+use crate::simulate::{self, Noise, Summary, Wish};
+
+/// The makespan, span and bubble ratio of a schedule under each of many costs, over all cores.
+///
+/// `costs` is a list of Costs. `p2p` and `depth` are as `Schedule.verify` has them; `threads` is how many to use (as
+/// many as there are cores, if left out); `progress(done, total)` is called now and then in this thread, and at the
+/// end. Ctrl-C stops it. A structured array of makespan, span and bubble_ratio, one row for each of the costs.
+#[pyfunction]
+#[pyo3(signature = (schedule, costs, *, p2p = "eager", depth = None, threads = None, progress = None))]
+pub fn simulate_many<'py>(
+    py: Python<'py>,
+    schedule: &PySchedule,
+    costs: Vec<PyRef<'py, PyCosts>>,
+    p2p: &str,
+    depth: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyArray1<Summary>>> {
+    let network = schedule.network(py, errors::p2p(p2p, depth)?)?;
+    let verified = schedule.verified(py)?;
+    let threads = checked_threads(threads)?;
+    let costs: Vec<Costs> = costs.iter().map(|costs| costs.0.clone()).collect();
+    let found = watched(py, progress, costs.len(), |watch| {
+        simulate::simulate_many(verified, &network, &costs, threads, watch)
+    })?;
+    Ok(found.into_pyarray(py))
+}
+
+/// The makespans (float64, one a run) of `n` simulations in which each slot takes its price times a random factor of
+/// its own: log-normal, with mean 1 and standard deviation `sigma`.
+///
+/// `slow_rank` makes all that one rank computes take `slowdown` times as long. Equal seeds give equal numbers, the
+/// n-th the same whatever `n` and `threads`. `p2p`, `depth`, `threads` and `progress` are as in `simulate_many`;
+/// Ctrl-C stops it. UsageError for a sigma or slowdown that is negative, infinite or NaN.
+#[pyfunction]
+#[pyo3(signature = (
+    schedule, costs = None, sigma = 0.1, n = None, seed = 0, *, slow_rank = None, slowdown = None, p2p = "eager",
+    depth = None, threads = None, progress = None
+))]
+#[allow(clippy::too_many_arguments)] // They are the keywords that users type.
+pub fn jitter<'py>(
+    py: Python<'py>,
+    schedule: &PySchedule,
+    costs: Option<&PyCosts>,
+    sigma: f64,
+    n: Option<&Bound<'py, PyAny>>,
+    seed: u64,
+    slow_rank: Option<&Bound<'py, PyAny>>,
+    slowdown: Option<f64>,
+    p2p: &str,
+    depth: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let network = schedule.network(py, errors::p2p(p2p, depth)?)?;
+    let verified = schedule.verified(py)?;
+    let threads = checked_threads(threads)?;
+    let runs = n.map_or(Ok(1000), |n| count("n", n))?;
+    not_negative("sigma", sigma)?;
+    let slow = match (slow_rank, slowdown) {
+        (Some(rank), Some(factor)) => {
+            not_negative("slowdown", factor)?;
+            Some((index(("slow_rank", "ranks"), rank, verified.shape().ranks())?, factor))
+        }
+        (None, None) => None,
+        _ => {
+            return Err(UsageError::new_err(
+                "slow_rank and slowdown belong together: which rank, and how slow",
+            ));
+        }
+    };
+    let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
+    let noise = Noise { sigma, seed, slow };
+    let found = watched(py, progress, runs, |watch| {
+        simulate::jitter(verified, &network, &costs, noise, runs, threads, watch)
+    })?;
+    Ok(found.into_pyarray(py))
+}
+
+fn not_negative(name: &str, number: f64) -> PyResult<()> {
+    if number.is_finite() && number >= 0.0 {
+        return Ok(());
+    }
+    Err(UsageError::new_err(format!("{name} is {number}; it is a finite number that is not negative")))
+}
+
+fn checked_threads(threads: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
+    match threads.map(|threads| count("threads", threads)).transpose()? {
+        Some(threads) if !(1..=1024).contains(&threads) => {
+            Err(UsageError::new_err(format!("threads is {threads}; it is 1 to 1024")))
+        }
+        threads => Ok(threads),
+    }
+}
+
+/// Runs a sweep without the GIL. Ctrl-C, or an exception of `progress`, stops it and is raised.
+fn watched<T: Send>(
+    py: Python<'_>,
+    progress: Option<Bound<'_, PyAny>>,
+    total: usize,
+    sweep: impl FnOnce(&mut (dyn FnMut(usize) -> Wish + Send)) -> Result<Option<Vec<T>>, Error> + Send,
+) -> PyResult<Vec<T>> {
+    const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
+    let progress = Arc::new(progress.map(Bound::unbind));
+    let report = |py: Python<'_>, done: usize| match progress.as_ref() {
+        Some(progress) => progress.call1(py, (done, total)).map(drop),
+        None => Ok(()),
+    };
+    let mut raised: Option<PyErr> = None;
+    let mut last = Instant::now();
+    let mut watch = |done: usize| {
+        let seen = Python::attach(|py| {
+            py.check_signals()?;
+            if last.elapsed() < BETWEEN_REPORTS || done == total {
+                return Ok(()); // The end is reported below.
+            }
+            last = Instant::now();
+            report(py, done)
+        });
+        match seen {
+            Ok(()) => Wish::GoOn,
+            Err(error) => {
+                raised.get_or_insert(error);
+                Wish::Stop
+            }
+        }
+    };
+    let found = py.detach(|| sweep(&mut watch));
+    if let Some(error) = raised {
+        return Err(error);
+    }
+    let found = found?.ok_or_else(|| UsageError::new_err("the sweep was stopped"))?;
+    report(py, total)?;
+    Ok(found)
+}

@@ -1,0 +1,106 @@
+//! One schedule under many costs, or under noise.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::sweep::{Wish, sweep};
+use super::{closing, on_network, walk};
+use crate::costs::Costs;
+use crate::error::Error;
+use crate::network::Network;
+use crate::schedule::Rank;
+use crate::verify::Verified;
+use std::sync::Arc;
+
+/// What one of many simulations gave. The layout is that of the numpy record that Python sees.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct Summary {
+    pub makespan: f64,
+    pub span: f64,
+    pub bubble_ratio: f64,
+}
+
+/// A simulation for each of `costs`; `None` where `watch` wished to stop.
+pub fn simulate_many(
+    verified: &Verified,
+    network: &Arc<Network>,
+    costs: &[Costs],
+    threads: Option<usize>,
+    watch: impl FnMut(usize) -> Wish,
+) -> Result<Option<Vec<Summary>>, Error> {
+    sweep(costs.len(), threads, watch, |index| {
+        let timeline = on_network(verified, network.clone(), &costs[index])?;
+        Ok(Summary {
+            makespan: timeline.makespan(),
+            span: timeline.span(),
+            bubble_ratio: timeline.bubble_ratio(),
+        })
+    })
+}
+
+/// Every slot takes its price times a factor of its own: log-normal, with mean 1 and this standard deviation.
+#[derive(Debug, Clone, Copy)]
+pub struct Noise {
+    pub sigma: f64,
+    pub seed: u64,
+    /// A rank whose slots and optimizer take so many times as long.
+    pub slow: Option<(Rank, f64)>,
+}
+
+/// The makespan of each of `runs` simulations under noise; `None` where `watch` wished to stop. The n-th is the same
+/// whatever their number and that of the threads.
+pub fn jitter(
+    verified: &Verified,
+    network: &Network,
+    costs: &Costs,
+    noise: Noise,
+    runs: usize,
+    threads: Option<usize>,
+    watch: impl FnMut(usize) -> Wish,
+) -> Result<Option<Vec<f64>>, Error> {
+    let mut prices = costs.prices(verified.shape())?;
+    if let Some((rank, factor)) = noise.slow
+        && let Some(optimizer) = prices.optimizer.get_mut(rank)
+    {
+        *optimizer *= factor;
+    }
+    let durations = durations(verified, network, noise.slow, |slot| prices.slot(slot));
+    let spread = (1.0 + noise.sigma * noise.sigma).ln();
+    let deviation = spread.sqrt();
+    let closes = !verified.shape().forward_only();
+    sweep(runs, threads, watch, |run| {
+        let mut random = ChaCha8Rng::seed_from_u64(noise.seed);
+        random.set_stream(run as u64);
+        let mut lasts = vec![0.0; verified.shape().ranks()];
+        let mut durations = durations.iter();
+        walk(network, &prices.hops, |node, _, start| {
+            let normal: f64 = StandardNormal.sample(&mut random);
+            let factor = (deviation * normal - spread / 2.0).exp();
+            let end = start + durations.next().unwrap_or(&0.0) * factor;
+            lasts[node.rank()] = end;
+            end
+        });
+        let closing = if closes { closing(&prices, &lasts) } else { Vec::new() };
+        let ends = lasts.into_iter().chain(closing.iter().map(|closing| closing.end));
+        let makespan = ends.fold(0.0, f64::max);
+        if makespan.is_finite() { Ok(makespan) } else { Err(super::too_much()) }
+    })
+}
+
+/// The price of every slot, in the order of the network.
+fn durations(
+    verified: &Verified,
+    network: &Network,
+    slow: Option<(Rank, f64)>,
+    price: impl Fn(crate::schedule::Slot) -> f64,
+) -> Vec<f64> {
+    let rows = verified.schedule().rows();
+    let of_slot = |node: &crate::network::Node| {
+        let slot = rows[node.rank()][node.index()?];
+        let factor = slow.filter(|(rank, _)| *rank == node.rank()).map_or(1.0, |(_, factor)| factor);
+        Some(price(slot) * factor)
+    };
+    network.nodes().iter().filter_map(of_slot).collect()
+}
