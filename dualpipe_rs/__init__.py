@@ -16,9 +16,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, schedule, schedule_names
-from dualpipe_rs.errors import Error, RankError, ScheduleError, UsageError, Violation
+from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, jitter, schedule, schedule_names
+from dualpipe_rs.comparison import Comparison, compare
+from dualpipe_rs.errors import Error, RankError, ScheduleError, SizeError, UsageError, Violation
 from dualpipe_rs.local import run_local
+from dualpipe_rs.many import simulate_many
 
 if TYPE_CHECKING:
     __version__: str
@@ -38,6 +40,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Comparison",
     "Costs",
     "DualPipe",
     "DualPipeV",
@@ -48,14 +51,18 @@ __all__ = [
     "RankError",
     "Schedule",
     "ScheduleError",
+    "SizeError",
     "Timeline",
     "UsageError",
     "Violation",
     "WeightGradStore",
+    "compare",
+    "jitter",
     "partition",
     "run_local",
     "schedule",
     "schedule_names",
+    "simulate_many",
     "split_weight_grad",
     "utils",
 ]

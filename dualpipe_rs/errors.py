@@ -16,6 +16,10 @@ class UsageError(Error, ValueError):
     """The caller broke a contract: an illegal size, a wrong argument, an unreadable text."""
 
 
+class SizeError(UsageError):
+    """A published schedule does not exist for these numbers of ranks and microbatches."""
+
+
 class Violation(NamedTuple):
     """One rule that a schedule breaks, and where.
 

@@ -11,12 +11,16 @@ use crate::schedule::Schedule;
 use crate::verify::{Violation, Violations};
 
 import_exception!(dualpipe_rs.errors, UsageError);
+import_exception!(dualpipe_rs.errors, SizeError);
 import_exception!(dualpipe_rs.errors, ScheduleError);
 import_exception!(dualpipe_rs.errors, RankError);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
-        UsageError::new_err(error.to_string())
+        match error {
+            Error::IllegalSize { .. } => SizeError::new_err(error.to_string()),
+            _ => UsageError::new_err(error.to_string()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
+use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -147,6 +148,12 @@ impl PySchedule {
         let row = &rows[index(("rank", "ranks"), rank, rows.len())?];
         let inputs = row.iter().flat_map(|slot| slot.actions()).filter(|action| action.kind == Kind::I);
         Ok(inputs.map(|action| (action.stage, action.microbatch)).collect())
+    }
+
+    /// How many tensors go from each rank to each other in a step: uint32 of shape (ranks, ranks), [from, to].
+    fn p2p_tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u32>>> {
+        let ranks = self.schedule.shape().ranks();
+        py.detach(|| self.schedule.p2p_tensors()).into_pyarray(py).reshape([ranks, ranks])
     }
 
     /// The slots of one rank in order, as text. UsageError for a rank out of range.

@@ -64,6 +64,19 @@ impl Schedule {
         std::iter::once(0).chain(ends).collect()
     }
 
+    /// How many tensors each rank sends to each other, by [from × ranks + to].
+    pub fn p2p_tensors(&self) -> Vec<u32> {
+        let shape = self.shape;
+        let mut counts = vec![0; shape.ranks() * shape.ranks()];
+        for (to, row) in self.rows.iter().enumerate() {
+            for tensor in row.iter().flat_map(Slot::actions).filter_map(|action| shape.input(action)) {
+                let from = shape.rank_of(tensor.stage, tensor.microbatch);
+                counts[from * shape.ranks() + to] += u32::from(from != to);
+            }
+        }
+        counts
+    }
+
     /// The same order with the forwards alone: inference.
     pub fn forward_only(&self) -> Schedule {
         let forwards = |row: &Vec<Slot>| {
