@@ -43,6 +43,8 @@ lint: $(VENV)/built
 bench: $(VENV)/built
 	$(BIN)/python bench/import_time.py
 	$(BIN)/python bench/schedules.py
+	$(BIN)/python bench/simulate.py
+	$(BIN)/python bench/prediction.py
 	$(BIN)/python bench/step.py
 
 # The packages, from pyproject.toml's extras.

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
+from timing import median, timed, torch_compute
 from torch.distributed.pipelining import schedules
 
 import dualpipe_rs as dp
@@ -50,16 +49,6 @@ def main() -> None:
         print(f"  {p2p:15}{1e3 * lowering:8.1f}")
 
 
-def median(run: Callable[[], object], repeats: int = 9) -> float:
-    return statistics.median(timed(run) for _ in range(repeats))
-
-
-def timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def once(run: Callable[[int, int], object], ranks: int, microbatches: int) -> float:
     return timed(lambda: run(ranks, microbatches))
 
@@ -73,13 +62,8 @@ def once_eager() -> float:
 
 
 def by_torch(ranks: int, microbatches: int) -> None:
-    made = object.__new__(schedules.ScheduleDualPipeV)
-    made.pp_group_size, made._n_microbatches, made.num_stages = ranks, microbatches, 2 * ranks
-    made.n_local_stages, made._stages = 2, [SimpleNamespace()] * 2
-    order = {rank: made._calculate_single_rank_operations(rank) for rank in range(ranks)}
-    to_rank = schedules._validate_schedule(order, ranks, 2 * ranks, microbatches)
-    compute = {rank: [action for action in row if action is not None] for rank, row in order.items()}
-    schedules._add_send_recv(compute, lambda stage: to_rank[stage], 2 * ranks)
+    compute, to_rank = torch_compute(ranks, microbatches)
+    schedules._add_send_recv(compute, to_rank, 2 * ranks)
 
 
 def by_oracle(ranks: int, microbatches: int) -> None:
