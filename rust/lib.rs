@@ -27,6 +27,7 @@ pub mod execute;
 pub mod formats;
 pub mod generate;
 pub mod lower;
+pub mod overlap;
 pub mod schedule;
 pub mod simulate;
 pub mod timeline;
