@@ -16,7 +16,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, schedule, schedule_names
+from dualpipe_rs._core import (
+    Components,
+    Costs,
+    LocalGroup,
+    Program,
+    Schedule,
+    Timeline,
+    schedule,
+    schedule_names,
+)
 from dualpipe_rs.errors import Error, RankError, ScheduleError, UsageError, Violation
 from dualpipe_rs.local import run_local
 
@@ -38,6 +47,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Components",
     "Costs",
     "DualPipe",
     "DualPipeV",

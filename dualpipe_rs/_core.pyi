@@ -1,12 +1,13 @@
 """The Rust core: schedules, their verification and simulation, and steps of local ranks."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Components",
     "Costs",
     "LocalGroup",
     "Program",
@@ -18,6 +19,8 @@ __all__ = [
 ]
 
 _PerStage = float | Sequence[float] | NDArray[np.floating[Any]]
+_PerLayer = float | Sequence[float] | NDArray[np.floating[Any]]
+_Work = Literal["pair", "forward", "backward_input", "backward_weight", "backward"]
 
 def schedule_names() -> list[str]: ...
 def schedule(name: str, num_ranks: int, num_microbatches: int, **options: Any) -> Schedule: ...
@@ -97,6 +100,51 @@ class Costs:
     @property
     def p2p(self) -> float: ...
     def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Components:
+    __hash__: Any
+    def __new__(
+        cls,
+        attention: Sequence[_PerLayer] | NDArray[np.floating[Any]],
+        dispatch: Sequence[_PerLayer] | NDArray[np.floating[Any]],
+        mlp: Sequence[_PerLayer] | NDArray[np.floating[Any]],
+        combine: Sequence[_PerLayer] | NDArray[np.floating[Any]],
+        *,
+        layers: int | None = None,
+        communication_order: Sequence[str] | None = None,
+        computation_order: Sequence[str] | None = None,
+        compute_slowdown: float = 1.0,
+    ) -> Components: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def attention(self) -> tuple[float | list[float], ...]: ...
+    @property
+    def dispatch(self) -> tuple[float | list[float], ...]: ...
+    @property
+    def mlp(self) -> tuple[float | list[float], ...]: ...
+    @property
+    def combine(self) -> tuple[float | list[float], ...]: ...
+    @property
+    def communication_order(self) -> list[str]: ...
+    @property
+    def computation_order(self) -> list[str]: ...
+    @property
+    def compute_slowdown(self) -> float: ...
+    @property
+    def forward(self) -> float: ...
+    @property
+    def backward_input(self) -> float: ...
+    @property
+    def backward_weight(self) -> float: ...
+    @property
+    def backward(self) -> float: ...
+    def pair(self, other: Components | None = None) -> float: ...
+    def lay(self, what: _Work = "pair", other: Components | None = None) -> NDArray[np.void]: ...
+    def exposed(self, what: _Work = "pair", other: Components | None = None) -> float: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __reduce__(self) -> Any: ...
 
 @final
 class Timeline:

@@ -1,7 +1,7 @@
 //! `Costs`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
 
 use super::errors::UsageError;
 use crate::costs::{Costs, PerStage};
@@ -86,7 +86,7 @@ impl PyCosts {
     }
 }
 
-fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+pub fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     let refused = |_| match value.repr() {
         Ok(shown) => UsageError::new_err(format!("{name} is {shown}; it is a number")),
         Err(error) => error,
@@ -94,25 +94,10 @@ fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     value.extract().map_err(refused)
 }
 
-/// A number, or a sequence (list, tuple, numpy array, ...) of one number a stage.
 fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<PerStage>> {
     let Some(value) = value else { return Ok(None) };
-    if let Ok(number) = value.extract::<f64>() {
-        return Ok(Some(PerStage::Uniform(number)));
-    }
-    let numbers = || {
-        let sequence = !value.is_instance_of::<PyString>()
-            && !value.is_instance_of::<PyBytes>()
-            && !value.is_instance_of::<PyDict>();
-        if !sequence {
-            return None;
-        }
-        value.len().ok()?; // An iterator has none, and may have no end.
-        let items = value.try_iter().ok()?;
-        items.map(|item| item?.extract::<f64>()).collect::<PyResult<Vec<f64>>>().ok()
-    };
-    match numbers() {
-        Some(numbers) => Ok(Some(PerStage::Each(numbers))),
+    match one_or_each(value) {
+        Some(cost) => Ok(Some(cost)),
         None => Err(UsageError::new_err(format!(
             "{name} is {}; a cost is a number, or a sequence of one number a stage",
             value.repr()?
@@ -120,7 +105,28 @@ fn per_stage(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Pe
     }
 }
 
-fn given<'py>(py: Python<'py>, cost: &PerStage) -> PyResult<Bound<'py, PyAny>> {
+/// A number, or a sequence (list, tuple, numpy array, ...) of numbers; `None` for all else.
+pub fn one_or_each(value: &Bound<'_, PyAny>) -> Option<PerStage> {
+    if let Ok(number) = value.extract::<f64>() {
+        return Some(PerStage::Uniform(number));
+    }
+    let numbers = items(value)?.map(|item| item?.extract::<f64>());
+    numbers.collect::<PyResult<Vec<f64>>>().ok().map(PerStage::Each)
+}
+
+/// What a sequence holds; `None` for what is none. An iterator is none: it has no length, and may have no end.
+pub fn items<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyIterator>> {
+    let sequence = !value.is_instance_of::<PyString>()
+        && !value.is_instance_of::<PyBytes>()
+        && !value.is_instance_of::<PyDict>();
+    if !sequence {
+        return None;
+    }
+    value.len().ok()?;
+    value.try_iter().ok()
+}
+
+pub fn given<'py>(py: Python<'py>, cost: &PerStage) -> PyResult<Bound<'py, PyAny>> {
     match cost {
         PerStage::Uniform(cost) => Ok(cost.into_pyobject(py)?.into_any()),
         PerStage::Each(costs) => costs.into_pyobject(py),

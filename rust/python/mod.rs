@@ -3,8 +3,10 @@
 use pyo3::prelude::*;
 
 mod cards;
+mod components;
 mod costs;
 mod errors;
+mod layout;
 mod local_group;
 mod program;
 mod schedule;
@@ -14,6 +16,8 @@ mod worker;
 #[pymodule]
 #[pyo3(name = "_core")]
 mod core_module {
+    #[pymodule_export]
+    use super::components::PyComponents;
     #[pymodule_export]
     use super::costs::PyCosts;
     #[pymodule_export]
