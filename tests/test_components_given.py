@@ -63,7 +63,7 @@ def test_times_out_of_range(name: str, time: float) -> None:
             (range(10**15), 1),
             np.ones((2, 2, 2)),
         ],
-        *[10**400, (1, 10**400)],
+        *[10**400, (1, 10**400), (1, np.broadcast_to(1.0, 10**15), 1), (np.broadcast_to(1.0, 10**15), 1)],
     ],
     ids=lambda times: type(times).__name__,
 )
@@ -129,6 +129,7 @@ def test_slowdowns_out_of_range(slowdown: Any) -> None:
             "holds dispatch I, which runs on the communication stream",
         ),
         ("computation_order", ["mlp I"] * 10**6, "holds mlp I twice"),
+        ("computation_order", np.broadcast_to("mlp I", 10**15), "holds mlp I twice"),
         ("computation_order", "attention F", "is 'attention F'; it is a sequence of words"),
         ("computation_order", [1, 2], r"is \[1, 2\]; it is a sequence of words"),
         ("computation_order", itertools.repeat("mlp I"), r"is repeat\('mlp I'\); it is a sequence of words"),
