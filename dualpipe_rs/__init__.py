@@ -16,7 +16,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, jitter, schedule, schedule_names
+from dualpipe_rs._core import (
+    Components,
+    Costs,
+    LocalGroup,
+    Program,
+    Schedule,
+    Timeline,
+    jitter,
+    schedule,
+    schedule_names,
+)
 from dualpipe_rs.comparison import Comparison, compare
 from dualpipe_rs.errors import Error, RankError, ScheduleError, SizeError, UsageError, Violation
 from dualpipe_rs.local import run_local
@@ -41,6 +51,7 @@ _LAZY = {
 
 __all__ = [
     "Comparison",
+    "Components",
     "Costs",
     "DualPipe",
     "DualPipeV",

@@ -29,6 +29,7 @@ pub mod formats;
 pub mod generate;
 pub mod lower;
 pub mod network;
+pub mod overlap;
 pub mod schedule;
 pub mod simulate;
 pub mod timeline;

@@ -1,12 +1,15 @@
 //! `Costs`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
+use super::components::PyComponents;
 use super::errors::UsageError;
+use super::numbers::{given, given_table, numbers, one_number, some_items, table, three};
 use super::timeline::PyTimeline;
-use crate::costs::{Costs, Numbers, Table};
+use crate::costs::Costs;
 use crate::fit::{Clock, fit};
+use crate::overlap::Components;
 
 /// What an action, a pair, a hop and the end of a step cost, in a unit of time of your own, and the bytes held.
 ///
@@ -231,6 +234,34 @@ impl PyCosts {
         Ok(PyCosts(py.detach(|| fit(&timeline.0, clock))?))
     }
 
+    /// The costs of stages known by their Components: F, I, W and B by stage, and fused pairs by stage pair.
+    ///
+    /// `stages` is one Components for all stages, or a sequence of one a stage; all else (hops, extras, bytes, ...)
+    /// is given by keyword, as to the constructor. UsageError for what is no Components.
+    #[staticmethod]
+    #[pyo3(signature = (stages, **rest))]
+    fn from_components<'py>(
+        py: Python<'py>,
+        stages: &Bound<'py, PyAny>,
+        rest: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let one = || stages.cast::<PyComponents>().map(|stage| vec![stage.get()]).ok();
+        let each: Vec<Bound<'py, PyAny>> =
+            some_items(stages).map_or(Ok(Vec::new()), |items| items.collect::<PyResult<_>>())?;
+        let several =
+            || each.iter().map(|stage| stage.cast::<PyComponents>().ok().map(|s| s.get())).collect();
+        let Some(stages) = one().or_else(several).filter(|stages: &Vec<&PyComponents>| !stages.is_empty())
+        else {
+            return Err(UsageError::new_err(format!(
+                "stages is {}; it is a Components, or a sequence of one Components a stage",
+                stages.repr()?
+            )));
+        };
+        let stages: Vec<&Components> = stages.into_iter().map(|stage| &stage.0).collect();
+        let costs = Bound::new(py, PyCosts(py.detach(|| Costs::of_components(&stages))))?;
+        PyCosts::replace(&costs, rest)
+    }
+
     fn __getnewargs_ex__<'py>(
         this: &Bound<'py, Self>,
     ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
@@ -258,86 +289,5 @@ impl PyCosts {
         let fields = PyDict::new(this.py());
         FIELDS.iter().try_for_each(|name| fields.set_item(name, this.getattr(*name)?))?;
         Ok(fields)
-    }
-}
-
-fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
-    let refused = |_| match value.repr() {
-        Ok(shown) => UsageError::new_err(format!("{name} is {shown}; it is a number")),
-        Err(error) => error,
-    };
-    value.extract().map_err(refused)
-}
-
-/// The numbers of a sequence (list, tuple, numpy array, ...); `None` for what is no sequence of numbers.
-fn sequence(value: &Bound<'_, PyAny>) -> Option<Vec<f64>> {
-    items(value)?.iter().map(|item| item.extract::<f64>().ok()).collect()
-}
-
-fn items<'py>(value: &Bound<'py, PyAny>) -> Option<Vec<Bound<'py, PyAny>>> {
-    let is_text = value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>();
-    if is_text || value.is_instance_of::<PyDict>() {
-        return None;
-    }
-    value.len().ok()?; // An iterator has none, and may have no end.
-    value.try_iter().ok()?.collect::<PyResult<Vec<_>>>().ok()
-}
-
-/// A number, or a sequence of one number for each of some things.
-fn numbers(name: &str, thing: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Numbers>> {
-    let Some(value) = value else { return Ok(None) };
-    if let Ok(number) = value.extract::<f64>() {
-        return Ok(Some(Numbers::One(number)));
-    }
-    match sequence(value) {
-        Some(numbers) => Ok(Some(Numbers::Each(numbers))),
-        None => Err(UsageError::new_err(format!(
-            "{name} is {}; a cost is a number, or a sequence of one number a {thing}",
-            value.repr()?
-        ))),
-    }
-}
-
-/// A number, or a square of them: a sequence of rows.
-fn table(name: &str, thing: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Table>> {
-    let Some(value) = value else { return Ok(None) };
-    if let Ok(number) = value.extract::<f64>() {
-        return Ok(Some(Table::One(number)));
-    }
-    let rows = items(value).and_then(|rows| rows.iter().map(sequence).collect::<Option<Vec<Vec<f64>>>>());
-    match rows {
-        Some(rows) if !rows.is_empty() && rows.iter().all(|row| row.len() == rows.len()) => {
-            Ok(Some(Table::Each { size: rows.len(), cells: rows.concat() }))
-        }
-        _ => Err(UsageError::new_err(format!(
-            "{name} is {}; it is a number, or a table of one row and one column a {thing}",
-            value.repr()?
-        ))),
-    }
-}
-
-/// F, I and W.
-fn three(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<[f64; 3]>> {
-    let Some(value) = value else { return Ok(None) };
-    match sequence(value).map(<[f64; 3]>::try_from) {
-        Some(Ok(three)) => Ok(Some(three)),
-        _ => Err(UsageError::new_err(format!(
-            "{name} is {}; it is three numbers: for forward, backward_input and backward_weight",
-            value.repr()?
-        ))),
-    }
-}
-
-fn given<'py>(py: Python<'py>, cost: &Numbers) -> PyResult<Bound<'py, PyAny>> {
-    match cost {
-        Numbers::One(cost) => Ok(cost.into_pyobject(py)?.into_any()),
-        Numbers::Each(costs) => costs.into_pyobject(py),
-    }
-}
-
-fn given_table<'py>(py: Python<'py>, table: &Table) -> PyResult<Bound<'py, PyAny>> {
-    match table {
-        Table::One(cost) => Ok(cost.into_pyobject(py)?.into_any()),
-        Table::Each { size, cells } => cells.chunks(*size).collect::<Vec<_>>().into_pyobject(py),
     }
 }

@@ -3,10 +3,12 @@
 use pyo3::prelude::*;
 
 mod cards;
+mod components;
 mod costs;
 mod errors;
 mod local_group;
 mod many;
+mod numbers;
 mod program;
 mod records;
 mod schedule;
@@ -16,6 +18,8 @@ mod worker;
 #[pymodule]
 #[pyo3(name = "_core")]
 mod core_module {
+    #[pymodule_export]
+    use super::components::PyComponents;
     #[pymodule_export]
     use super::costs::PyCosts;
     #[pymodule_export]

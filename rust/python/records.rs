@@ -1,10 +1,11 @@
-//! The records of a timeline as numpy structured arrays.
+//! The records of timelines and layouts as numpy structured arrays.
 
 use numpy::{Element, PyArrayDescr};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use crate::overlap::Laid;
 use crate::simulate::Summary;
 use crate::timeline::{Closing, Held, Span, Wait};
 
@@ -43,7 +44,7 @@ macro_rules! record {
         }
 
         // SAFETY: the numpy record has the names, types and offsets of the struct, which is `repr(C)`; all its
-        // fields are plain data, and a `char` is what numpy's one-character UCS-4 string holds.
+        // fields are plain data, and an array of `char` is what numpy's UCS-4 string of that width holds.
         unsafe impl Element for $type {
             const IS_COPY: bool = true;
 
@@ -109,13 +110,11 @@ record!(WaitRecord {
 
 impl From<Wait> for WaitRecord {
     fn from(wait: Wait) -> Self {
-        let mut cause = ['\0'; 10];
-        cause.iter_mut().zip(wait.cause.name().chars()).for_each(|(to, from)| *to = from);
         let action = wait.action;
         WaitRecord {
             rank: wait.rank as u32,
             slot: wait.slot as u32,
-            cause,
+            cause: fixed(wait.cause.name()),
             kind: action.map_or('\0', |action| action.kind.letter()),
             stage: action.map_or(0, |action| action.stage.into()),
             microbatch: action.map_or(0, |action| action.microbatch),
@@ -124,6 +123,46 @@ impl From<Wait> for WaitRecord {
             end: wait.time.end,
         }
     }
+}
+
+/// [`Laid`] as numpy has it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct LaidRecord {
+    stream: [char; 13],
+    layer: u32,
+    component: [char; 9],
+    kind: char,
+    start: f64,
+    end: f64,
+}
+
+record!(LaidRecord {
+    stream: "U13" as "stream",
+    layer: "u4" as "layer",
+    component: "U9" as "component",
+    kind: "U1" as "kind",
+    start: "f8" as "start",
+    end: "f8" as "end",
+});
+
+impl From<&Laid> for LaidRecord {
+    fn from(laid: &Laid) -> Self {
+        LaidRecord {
+            stream: fixed(laid.part.stream().name()),
+            layer: laid.layer,
+            component: fixed(laid.part.component().name()),
+            kind: laid.part.kind().letter(),
+            start: laid.start,
+            end: laid.end,
+        }
+    }
+}
+
+/// numpy's strings are UCS-4 of a fixed width, filled up with zeros.
+fn fixed<const N: usize>(text: &str) -> [char; N] {
+    let mut letters = text.chars();
+    [(); N].map(|()| letters.next().unwrap_or('\0'))
 }
 
 /// [`Closing`] as numpy has it.
