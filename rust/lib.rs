@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Read in this order: [`schedule`], [`generate`] (`dualpipe.rs` first), [`verify`], [`simulate`],
-//! [`lower`], [`execute`]. Dependencies between these point one way; `python/` converts and does
+//! [`lower`], [`execute`]; [`formula`] beside them. Dependencies between these point one way; `python/` converts and does
 //! nothing else, and nothing imports it.
 //!
 //! | word | means |
@@ -25,6 +25,7 @@ pub mod costs;
 pub mod error;
 pub mod execute;
 pub mod formats;
+pub mod formula;
 pub mod generate;
 pub mod lower;
 pub mod schedule;
