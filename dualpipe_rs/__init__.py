@@ -16,7 +16,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dualpipe_rs._core import Costs, LocalGroup, Program, Schedule, Timeline, schedule, schedule_names
+from dualpipe_rs._core import (
+    Costs,
+    Figure,
+    Formula,
+    LocalGroup,
+    Program,
+    Schedule,
+    Timeline,
+    formula,
+    schedule,
+    schedule_names,
+)
 from dualpipe_rs.errors import Error, RankError, ScheduleError, UsageError, Violation
 from dualpipe_rs.local import run_local
 
@@ -42,6 +53,8 @@ __all__ = [
     "DualPipe",
     "DualPipeV",
     "Error",
+    "Figure",
+    "Formula",
     "LocalGroup",
     "Pipeline",
     "Program",
@@ -52,6 +65,7 @@ __all__ = [
     "UsageError",
     "Violation",
     "WeightGradStore",
+    "formula",
     "partition",
     "run_local",
     "schedule",

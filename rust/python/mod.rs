@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod cards;
 mod costs;
 mod errors;
+mod formula;
 mod local_group;
 mod program;
 mod schedule;
@@ -16,6 +17,8 @@ mod worker;
 mod core_module {
     #[pymodule_export]
     use super::costs::PyCosts;
+    #[pymodule_export]
+    use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]
     use super::local_group::{PyLocalGroup, local_groups};
     #[pymodule_export]
