@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Read in this order: [`schedule`], [`generate`] (`dualpipe.rs` first), [`verify`], [`simulate`],
-//! [`lower`], [`execute`]; [`formula`] beside them. Dependencies between these point one way; `python/` converts and does
-//! nothing else, and nothing imports it.
+//! [`lower`], [`execute`]; [`formula`] beside them. Dependencies between these point one way; `python/`
+//! converts and does nothing else, and nothing imports it.
 //!
 //! | word | means |
 //! |---|---|

@@ -78,6 +78,11 @@ pub fn at_most(a: f64, b: f64) -> bool {
     a <= b || a - b <= 1e-12 * a.abs()
 }
 
+/// The same, but for rounding.
+pub fn same(a: f64, b: f64) -> bool {
+    at_most(a, b) && at_most(b, a)
+}
+
 /// One price for all stages, or their means.
 struct Uniform {
     costs: [f64; 5],

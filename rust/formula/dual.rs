@@ -1,7 +1,7 @@
 //! Two directions over the same ranks: DualPipe, its half DualPipeV, and Chimera.
 
 use super::Formula;
-use super::case::{Case, at_most};
+use super::case::{Case, at_most, same};
 use super::law::Quantity::{Idle, Makespan, PeakActivations};
 use super::law::{Condition, Law};
 
@@ -148,7 +148,7 @@ pub const CHIMERA: Formula = Formula {
 
 const CHIMERA_REGION: &[Condition] = &[Condition {
     text: "c = 0 or m = p or F = B",
-    holds: |case| case.c == 0.0 || case.m == case.p || case.f == case.b,
+    holds: |case| case.c == 0.0 || case.m == case.p || same(case.f, case.b),
 }];
 
 fn chimera_bubble(case: &Case) -> f64 {

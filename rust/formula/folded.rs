@@ -1,7 +1,7 @@
 //! Stages placed down and up again: ZB-V, V-Half, V-Min, and Hanayo's waves.
 
 use super::Formula;
-use super::case::{Case, at_most};
+use super::case::{Case, at_most, same};
 use super::law::Quantity::{Idle, IdleWithin, Makespan, PeakActivations, Span};
 use super::law::{Condition, Law};
 
@@ -103,7 +103,7 @@ pub const HANAYO: Formula = Formula {
 const HANAYO_REGION: &[Condition] = &[
     Condition {
         text: "m ≤ p or F = B",
-        holds: |case| case.m <= case.p || case.f == case.b,
+        holds: |case| case.m <= case.p || same(case.f, case.b),
     },
     NO_HOPS,
 ];
