@@ -501,7 +501,8 @@ def test_options_and_costs() -> None:
         formula.bubble(4, 8, stages_per_rank=0)
     with pytest.raises(dp.UsageError, match="forward has 3 entries and the schedule 8 stages"):
         formula.bubble(4, 8, dp.Costs([1, 1, 1]))
-    for wrong in (3, "1", {"forward": 1}):
+    others: list[Any] = [3, "1", {"forward": 1}]
+    for wrong in others:
         with pytest.raises(TypeError):
             formula.bubble(4, 8, wrong)
     for costs in (dp.Costs(forward=1e308), dp.Costs(p2p=1.7e308)):
