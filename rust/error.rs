@@ -24,6 +24,9 @@ pub enum Error {
         nearest: String,
     },
 
+    #[error("{family} has no formula of {wanted}; {known}")]
+    NoFormula { family: &'static str, wanted: &'static str, known: String },
+
     #[error("{ranks} ranks, {stages} stages and {microbatches} microbatches: {why}")]
     Shape { ranks: usize, stages: usize, microbatches: usize, why: String },
 

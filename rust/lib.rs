@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Read in this order: [`schedule`], [`generate`] (`dualpipe.rs` first), [`verify`], [`simulate`],
-//! [`lower`], [`execute`]. Dependencies between these point one way; `python/` converts and does
-//! nothing else, and nothing imports it.
+//! [`lower`], [`execute`]; [`formula`] beside them. Dependencies between these point one way; `python/`
+//! converts and does nothing else, and nothing imports it.
 //!
 //! | word | means |
 //! |---|---|
@@ -26,6 +26,7 @@ pub mod error;
 pub mod execute;
 pub mod fit;
 pub mod formats;
+pub mod formula;
 pub mod generate;
 pub mod lower;
 pub mod network;

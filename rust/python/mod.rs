@@ -6,6 +6,7 @@ mod cards;
 mod components;
 mod costs;
 mod errors;
+mod formula;
 mod local_group;
 mod many;
 mod numbers;
@@ -22,6 +23,8 @@ mod core_module {
     use super::components::PyComponents;
     #[pymodule_export]
     use super::costs::PyCosts;
+    #[pymodule_export]
+    use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]
     use super::local_group::{PyLocalGroup, local_groups};
     #[pymodule_export]

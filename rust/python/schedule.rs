@@ -12,7 +12,7 @@ use super::errors::{self, UsageError, count, index, schedule_error};
 use super::program::{PyProgram, words};
 use super::timeline::PyTimeline;
 use crate::formats::{text, torch_csv};
-use crate::generate;
+use crate::generate::{self, Family};
 use crate::lower::{P2p, Program, lower, rendezvous_depth};
 use crate::network::Network;
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
@@ -321,12 +321,18 @@ pub fn schedule(
     let ranks = count("num_ranks", num_ranks)?;
     let microbatches = count("num_microbatches", num_microbatches)?;
     let family = generate::find(name)?;
+    let option = family_option(family, options)?;
+    let schedule = py.detach(|| family.generate(ranks, microbatches, option))?;
+    Ok(PySchedule::new(schedule))
+}
+
+/// The value of a family's own option, if it is among these; any other name is refused.
+pub fn family_option(family: &Family, options: Option<&Bound<'_, PyDict>>) -> PyResult<Option<usize>> {
     let mut option = None;
     for (name, value) in options.into_iter().flatten() {
         let name: String = name.extract()?;
         family.check_option(&name)?;
         option = Some(count(&name, &value)?);
     }
-    let schedule = py.detach(|| family.generate(ranks, microbatches, option))?;
-    Ok(PySchedule::new(schedule))
+    Ok(option)
 }
