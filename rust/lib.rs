@@ -19,7 +19,9 @@
 //! | slot | one cell of a rank's row: an action, or a fused forward & backward pair |
 //! | placement | (stage, microbatch) → rank |
 //! | tensor | what one stage hands to another: an output (of an F) or a gradient (of an I or B) |
+//! | hop | a tensor's way from a rank to another |
 //! | Schedule / Program | compute order only / with sends and receives |
+//! | network | the waits of a Schedule or Program as a graph, without prices |
 
 pub mod costs;
 pub mod error;
