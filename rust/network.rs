@@ -1,6 +1,6 @@
-//! Who waits for whom, as a graph. The verifier makes one of every schedule, as the proof that it can run, and
-//! [`crate::simulate`] one of every Program. It holds no prices, so one network serves any costs; and it is no
-//! Program: nothing is carried out by it.
+//! Who waits for whom, as a graph. The verifier makes one of every schedule, as the proof that it can run under eager
+//! P2P, and [`crate::lower`] one of a Program; the simulator walks either. It holds no prices, so one network serves
+//! any costs; and it is no Program: nothing is carried out by it.
 //!
 //! A node is a slot of a rank's row, or an event that takes no time itself (a tensor leaves, a commit is complete).
 //! It starts when all its inputs have ended, or one hop after. Nodes stand in an order in which the inputs of each

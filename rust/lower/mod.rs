@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+use crate::network::Network;
 use crate::schedule::{Rank, Shape, Slot, Tensor};
 use crate::verify::{Verified, Violations};
 
@@ -19,6 +20,7 @@ mod channels;
 mod commits;
 mod deepseek;
 mod machine;
+mod network;
 mod posting;
 
 use channels::{Channels, Ticket};
@@ -122,6 +124,11 @@ impl Program {
 
     pub fn rows(&self) -> &[Vec<Instruction>] {
         &self.rows
+    }
+
+    /// Who waits for whom, for the simulator.
+    pub fn network(&self) -> Network {
+        network::of(self)
     }
 }
 

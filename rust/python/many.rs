@@ -1,6 +1,5 @@
 //! `simulate_many` and `jitter`: long calls that release the GIL, can be interrupted, and report how far they are.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numpy::{IntoPyArray, PyArray1};
@@ -114,8 +113,8 @@ fn watched<T: Send>(
     sweep: impl FnOnce(&mut (dyn FnMut(usize) -> Wish + Send)) -> Result<Option<Vec<T>>, Error> + Send,
 ) -> PyResult<Vec<T>> {
     const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
-    let progress = Arc::new(progress.map(Bound::unbind));
-    let report = |py: Python<'_>, done: usize| match progress.as_ref() {
+    let progress = progress.map(Bound::unbind);
+    let report = |py: Python<'_>, done: usize| match &progress {
         Some(progress) => progress.call1(py, (done, total)).map(drop),
         None => Ok(()),
     };

@@ -16,7 +16,7 @@ use crate::generate::{self, Family};
 use crate::lower::{P2p, Program, lower, rendezvous_depth};
 use crate::network::Network;
 use crate::schedule::{Kind, Microbatch, Rank, Schedule, Stage};
-use crate::simulate::{program_network, simulate, simulate_on_cores, simulate_program};
+use crate::simulate::{simulate_network, simulate_on_cores};
 use crate::verify::{Verified, Violations, check_memory, verify};
 
 /// A compute order for every rank: which slots it computes, in which order; no time, no sends.
@@ -79,7 +79,7 @@ impl PySchedule {
             return Ok(self.verified(py)?.network().clone());
         }
         let program = self.program(py, p2p)?;
-        Ok(Arc::new(py.detach(|| program_network(&program))))
+        Ok(Arc::new(py.detach(|| program.network())))
     }
 
     /// The same for the same schedule, in whichever rank's hands.
@@ -264,12 +264,11 @@ impl PySchedule {
         let cores = cores.map(|cores| count("cores", cores)).transpose()?;
         let timeline = match (semantics, cores) {
             (_, Some(0)) => return Err(UsageError::new_err("cores is 0; something must compute")),
-            (P2p::Eager, None) => py.detach(|| simulate(verified, &costs))?,
-            (P2p::Eager, Some(cores)) => py.detach(|| simulate_on_cores(verified, &costs, cores))?,
             (semantics, None) => {
-                let program = self.program(py, semantics)?;
-                py.detach(|| simulate_program(verified, &program, &costs))?
+                let network = self.network(py, semantics)?;
+                py.detach(|| simulate_network(verified, network, &costs))?
             }
+            (P2p::Eager, Some(cores)) => py.detach(|| simulate_on_cores(verified, &costs, cores))?,
             (_, Some(_)) => return Err(UsageError::new_err("cores goes with p2p=\"eager\" alone")),
         };
         Ok(PyTimeline::new(timeline))

@@ -1,17 +1,18 @@
 //! One schedule under many costs, or under noise.
 
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::sweep::{Wish, sweep};
-use super::{closing, on_network, walk};
-use crate::costs::Costs;
+use super::{closing, simulate_network, too_much, walk};
+use crate::costs::{Costs, Prices};
 use crate::error::Error;
-use crate::network::Network;
+use crate::network::{Network, Node};
 use crate::schedule::Rank;
 use crate::verify::Verified;
-use std::sync::Arc;
 
 /// What one of many simulations gave. The layout is that of the numpy record that Python sees.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,7 +32,7 @@ pub fn simulate_many(
     watch: impl FnMut(usize) -> Wish,
 ) -> Result<Option<Vec<Summary>>, Error> {
     sweep(costs.len(), threads, watch, |index| {
-        let timeline = on_network(verified, network.clone(), &costs[index])?;
+        let timeline = simulate_network(verified, network.clone(), &costs[index])?;
         Ok(Summary {
             makespan: timeline.makespan(),
             span: timeline.span(),
@@ -66,7 +67,7 @@ pub fn jitter(
     {
         *optimizer *= factor;
     }
-    let durations = durations(verified, network, noise.slow, |slot| prices.slot(slot));
+    let durations = durations(verified, network, &prices, noise.slow);
     let spread = (1.0 + noise.sigma * noise.sigma).ln();
     let deviation = spread.sqrt();
     let closes = !verified.shape().forward_only();
@@ -85,22 +86,17 @@ pub fn jitter(
         let closing = if closes { closing(&prices, &lasts) } else { Vec::new() };
         let ends = lasts.into_iter().chain(closing.iter().map(|closing| closing.end));
         let makespan = ends.fold(0.0, f64::max);
-        if makespan.is_finite() { Ok(makespan) } else { Err(super::too_much()) }
+        if makespan.is_finite() { Ok(makespan) } else { Err(too_much()) }
     })
 }
 
-/// The price of every slot, in the order of the network.
-fn durations(
-    verified: &Verified,
-    network: &Network,
-    slow: Option<(Rank, f64)>,
-    price: impl Fn(crate::schedule::Slot) -> f64,
-) -> Vec<f64> {
+/// What every slot takes without noise, in the order of the network.
+fn durations(verified: &Verified, network: &Network, prices: &Prices, slow: Option<(Rank, f64)>) -> Vec<f64> {
     let rows = verified.schedule().rows();
-    let of_slot = |node: &crate::network::Node| {
-        let slot = rows[node.rank()][node.index()?];
-        let factor = slow.filter(|(rank, _)| *rank == node.rank()).map_or(1.0, |(_, factor)| factor);
-        Some(price(slot) * factor)
+    let of_slot = |node: &Node| {
+        let rank = node.rank();
+        let factor = slow.filter(|&(slow, _)| slow == rank).map_or(1.0, |(_, factor)| factor);
+        Some(prices.slot(rows[rank][node.index()?]) * factor)
     };
     network.nodes().iter().filter_map(of_slot).collect()
 }

@@ -1,21 +1,19 @@
-//! (Verified | Program, Costs) → the Timeline that these costs give: each slot starts as soon as its rank is free and
-//! what it needs has come, under the P2P semantics that are in the network.
+//! (Verified, Network, Costs) → the Timeline that these costs give: each slot starts as soon as its rank is free and
+//! what it needs has come. The P2P semantics are in the network: the verifier's is eager's, a Program has its own.
 //!
-//! program.rs makes the network of a Program, cores.rs limits the cores, many.rs simulates a schedule under many
+//! Here is the pass over a network; cores.rs limits the cores, many.rs simulates a schedule under many
 //! costs and under noise, sensitivity.rs tells which cost matters.
 
 use std::sync::Arc;
 
 use crate::costs::{Costs, Hops, Prices};
 use crate::error::Error;
-use crate::lower::Program;
 use crate::network::{Network, Node};
 use crate::timeline::{Closing, Origin, Time, Timeline};
 use crate::verify::Verified;
 
 mod cores;
 mod many;
-mod program;
 mod sensitivity;
 mod sweep;
 
@@ -26,29 +24,15 @@ pub use sweep::Wish;
 
 /// Under eager P2P: a tensor made on another rank comes one hop after it was made, and holds nobody.
 pub fn simulate(verified: &Verified, costs: &Costs) -> Result<Timeline, Error> {
-    on_network(verified, verified.network().clone(), costs)
+    simulate_network(verified, verified.network().clone(), costs)
 }
 
-/// As `program`, which is `verified` lowered, runs.
-pub fn simulate_program(verified: &Verified, program: &Program, costs: &Costs) -> Result<Timeline, Error> {
-    on_network(verified, Arc::new(program_network(program)), costs)
-}
-
-/// What [`simulate_program`] walks, for who simulates it many times.
-pub fn program_network(program: &Program) -> Network {
-    program::network(program)
-}
-
-/// The same step with other costs.
-pub fn again(timeline: &Timeline, costs: &Costs) -> Result<Timeline, Error> {
-    match timeline.origin() {
-        Origin::Predicted { cores: Some(cores), .. } => simulate_on_cores(timeline.verified(), costs, *cores),
-        Origin::Predicted { network, .. } => on_network(timeline.verified(), network.clone(), costs),
-        Origin::Measured { .. } => simulate(timeline.verified(), costs),
-    }
-}
-
-fn on_network(verified: &Verified, network: Arc<Network>, costs: &Costs) -> Result<Timeline, Error> {
+/// As a Program of the schedule runs whose network this is.
+pub fn simulate_network(
+    verified: &Verified,
+    network: Arc<Network>,
+    costs: &Costs,
+) -> Result<Timeline, Error> {
     let prices = costs.prices(verified.shape())?;
     let firsts = verified.schedule().firsts();
     let rows = verified.schedule().rows();

@@ -1,6 +1,6 @@
 //! Which cost matters: how the makespan changes where one cost changes a little, found by simulating again.
 
-use super::again;
+use super::{simulate, simulate_network, simulate_on_cores};
 use crate::costs::Costs;
 use crate::error::Error;
 use crate::timeline::{Origin, Timeline};
@@ -43,5 +43,14 @@ fn count(timeline: &Timeline, name: &str) -> Option<usize> {
         "forward" | "backward_input" | "backward_weight" | "backward" => Some(timeline.shape().stages()),
         "optimizer" => Some(timeline.ranks()),
         _ => None,
+    }
+}
+
+/// The same step with other costs.
+fn again(timeline: &Timeline, costs: &Costs) -> Result<Timeline, Error> {
+    match timeline.origin() {
+        Origin::Predicted { cores: Some(cores), .. } => simulate_on_cores(timeline.verified(), costs, *cores),
+        Origin::Predicted { network, .. } => simulate_network(timeline.verified(), network.clone(), costs),
+        Origin::Measured { .. } => simulate(timeline.verified(), costs),
     }
 }

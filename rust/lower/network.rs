@@ -1,5 +1,5 @@
-//! The network of a [`Program`]: its instructions carried out with nodes in place of times. Programs are proved, so
-//! this comes to an end.
+//! The waits of a [`Program`] as a [`Network`]: its instructions carried out with nodes in place of times. Programs are
+//! proved, so this comes to an end.
 //!
 //! Under eager a tensor leaves when it is sent. Under rendezvous a tensor's leaving is an event: after it was sent,
 //! its receive was posted, and the tensor before it on its edge had left. In a commit each transfer is an event
@@ -7,11 +7,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::lower::{Instruction, P2p, Program, Side, Transfer};
+use super::{Instruction, P2p, Program, Side, Transfer};
 use crate::network::{Input, Network, Node, Receive};
 use crate::schedule::{Rank, Slot, Tensor};
 
-pub(super) fn network(program: &Program) -> Network {
+pub(super) fn of(program: &Program) -> Network {
     let ranks = program.rows().len();
     let mut run = Run {
         program,
