@@ -128,20 +128,26 @@ class Simulator:
                 transfers = re.findall(r"(\w+)([<>])(\d+)", word)
                 instructions.append(("commit", [(t, arrow, int(peer)) for t, arrow, peer in transfers], None))
             else:
-                instructions.append(("slot", slot, self.rows[rank][slot]))
+                instructions.append(("slot", slot, None))
                 slot += 1
         return instructions
 
     def run(self, costs: Keywords, longer: dict[Place, float] | None = None) -> Run:
         """The times under these costs, some slots taking longer than their price."""
-        run = Run()
+        run, ranks, longer = Run(), range(self.shape.ranks), longer or {}
+        hops = [[hop(costs, sender, receiver) for receiver in ranks] for sender in ranks]
+        took = {
+            (rank, index): price(costs, slot, self.shape.stages) + longer.get((rank, index), 0.0)
+            for rank, row in enumerate(self.rows)
+            for index, slot in enumerate(row)
+        }
         while True:
             before = dict(run.sent), dict(run.posted)
             left = self._departures(run)
-            for rank in range(self.shape.ranks):
-                self._carry_out(rank, run, left, costs, longer or {})
+            for rank in ranks:
+                self._carry_out(rank, run, left, hops, took)
             if before == (run.sent, run.posted):
-                return self._finished(run, costs, longer or {})
+                return self._finished(run, costs)
 
     def _departures(self, run: Run) -> dict[str, float]:
         left: dict[str, float] = {}
@@ -157,35 +163,35 @@ class Simulator:
         return left
 
     def _carry_out(
-        self, rank: int, run: Run, left: dict[str, float], costs: Keywords, longer: dict[Place, float]
+        self, rank: int, run: Run, left: dict[str, float], hops: list[list[float]], took: dict[Place, float]
     ) -> None:
         now = 0.0
         for verb, what, peer in self.programs[rank]:
             if verb == "post":
                 run.posted[what] = now
             elif verb == "wait":
-                now = max(now, left[what] + hop(costs, peer, rank))
+                now = max(now, left[what] + hops[peer][rank])
             elif verb == "send":
                 run.sent[what] = now
             elif verb == "commit":
-                now = self._commit(rank, what, now, run, costs)
+                now = self._commit(rank, what, now, run, hops)
             else:
                 run.start[rank, what] = now
-                now += price(costs, peer, self.shape.stages) + longer.get((rank, what), 0.0)
+                now += took[rank, what]
                 run.end[rank, what] = now
 
     def _commit(
-        self, rank: int, transfers: list[tuple[str, str, int]], now: float, run: Run, costs: Keywords
+        self, rank: int, transfers: list[tuple[str, str, int]], now: float, run: Run, hops: list[list[float]]
     ) -> float:
         done = now
         for tensor, arrow, _ in transfers:
             (run.sent if arrow == ">" else run.posted)[tensor] = now
         for tensor, arrow, peer in transfers:
-            way = hop(costs, rank, peer) if arrow == ">" else hop(costs, peer, rank)
+            way = hops[rank][peer] if arrow == ">" else hops[peer][rank]
             done = max(done, max(run.sent[tensor], run.posted[tensor]) + way)
         return done
 
-    def _finished(self, run: Run, costs: Keywords, longer: dict[Place, float]) -> Run:
+    def _finished(self, run: Run, costs: Keywords) -> Run:
         p = self.shape.ranks
         last = [run.end.get((r, len(self.rows[r]) - 1), 0.0) for r in range(p)]
         exchange = costs.get("gradient_exchange", 0.0) if self.shape.placement == "bidirectional" else 0.0
@@ -201,9 +207,6 @@ class Simulator:
         run.makespan = max(ends) - min(run.start.values(), default=0.0)
         run.span = max(ends[r] - run.start.get((r, 0), 0.0) for r in range(p))
         return run
-
-    def slots(self) -> list[Place]:
-        return [(rank, index) for rank, row in enumerate(self.rows) for index in range(len(row))]
 
 
 def runs_under(schedule: dp.Schedule, p2p: str, depth: int | None) -> bool:
