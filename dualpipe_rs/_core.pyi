@@ -161,7 +161,7 @@ def jitter(
     costs: Costs | None = None,
     sigma: float = 0.1,
     n: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     *,
     slow_rank: int | None = None,
     slowdown: float | None = None,

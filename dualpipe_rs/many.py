@@ -69,12 +69,19 @@ def _rows(columns: Mapping[str, Any]) -> list[Costs]:
     fixed: dict[str, Any] = {}
     moving: dict[str, Any] = {}
     for name, column in columns.items():
-        if column is None or np.ndim(column) == 0:
+        if column is None or isinstance(column, (int, float)):
+            fixed[name] = column
+            continue
+        try:
+            array = np.asarray(column)
+        except ValueError as error:
+            raise UsageError(f"{name} is no array: {error}") from error
+        if array.ndim == 0:
             fixed[name] = column
         else:
-            moving[name] = np.asarray(column)
-            if moving[name].ndim > 1 + _MOST_AXES.get(name, 1):
-                raise UsageError(f"{name} has {moving[name].ndim} axes; its first one counts the simulations")
+            moving[name] = array
+            if array.ndim > 1 + _MOST_AXES.get(name, 1):
+                raise UsageError(f"{name} has {array.ndim} axes; its first one counts the simulations")
     lengths = {name: len(column) for name, column in moving.items()}
     if len(set(lengths.values())) > 1:
         raise UsageError(f"the columns have several lengths: {lengths}; each has one row for each simulation")

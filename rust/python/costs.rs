@@ -7,7 +7,7 @@ use super::components::PyComponents;
 use super::errors::UsageError;
 use super::numbers::{given, given_table, numbers, one_number, some_items, table, three};
 use super::timeline::PyTimeline;
-use crate::costs::Costs;
+use crate::costs::{Costs, Table};
 use crate::fit::{Clock, fit};
 use crate::overlap::Components;
 
@@ -88,7 +88,8 @@ impl PyCosts {
             overlap: table("overlap", "stage", overlap)?,
             p2p: table("p2p", "rank", p2p)?.unwrap_or(unit.p2p),
             p2p_bytes: table("p2p_bytes", "rank", p2p_bytes)?.unwrap_or(unit.p2p_bytes),
-            p2p_bandwidth: table("p2p_bandwidth", "rank", p2p_bandwidth)?,
+            p2p_bandwidth: table("p2p_bandwidth", "rank", p2p_bandwidth)?
+                .filter(|limit| *limit != Table::One(f64::INFINITY)),
             first_extra: three("first_extra", first_extra)?.unwrap_or(unit.first_extra),
             last_extra: three("last_extra", last_extra)?.unwrap_or(unit.last_extra),
             gradient_exchange: exchange.unwrap_or(unit.gradient_exchange),

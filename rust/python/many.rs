@@ -46,7 +46,7 @@ pub fn simulate_many<'py>(
 /// Ctrl-C stops it. UsageError for a sigma or slowdown that is negative, infinite or NaN.
 #[pyfunction]
 #[pyo3(signature = (
-    schedule, costs = None, sigma = 0.1, n = None, seed = 0, *, slow_rank = None, slowdown = None, p2p = "eager",
+    schedule, costs = None, sigma = 0.1, n = None, seed = None, *, slow_rank = None, slowdown = None, p2p = "eager",
     depth = None, threads = None, progress = None
 ))]
 #[allow(clippy::too_many_arguments)] // They are the keywords that users type.
@@ -56,7 +56,7 @@ pub fn jitter<'py>(
     costs: Option<&PyCosts>,
     sigma: f64,
     n: Option<&Bound<'py, PyAny>>,
-    seed: u64,
+    seed: Option<&Bound<'py, PyAny>>,
     slow_rank: Option<&Bound<'py, PyAny>>,
     slowdown: Option<f64>,
     p2p: &str,
@@ -68,6 +68,7 @@ pub fn jitter<'py>(
     let verified = schedule.verified(py)?;
     let threads = checked_threads(threads)?;
     let runs = n.map_or(Ok(1000), |n| count("n", n))?;
+    let seed = seed.map_or(Ok(0), checked_seed)?;
     not_negative("sigma", sigma)?;
     let slow = match (slow_rank, slowdown) {
         (Some(rank), Some(factor)) => {
@@ -94,6 +95,13 @@ fn not_negative(name: &str, number: f64) -> PyResult<()> {
         return Ok(());
     }
     Err(UsageError::new_err(format!("{name} is {number}; it is a finite number that is not negative")))
+}
+
+fn checked_seed(seed: &Bound<'_, PyAny>) -> PyResult<u64> {
+    seed.extract().map_err(|_| match seed.repr() {
+        Ok(shown) => UsageError::new_err(format!("seed is {shown}; it is a whole number from 0 to 2⁶⁴ - 1")),
+        Err(error) => error,
+    })
 }
 
 fn checked_threads(threads: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {

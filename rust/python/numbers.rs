@@ -18,10 +18,11 @@ pub fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     value.extract().map_err(refused)
 }
 
-/// What a sequence holds; `None` for what is none. An iterator is none: it has no length, and may have no end.
+/// What a sequence holds; `None` for what is none. A set is none: it has no order. Nor is an iterator: it has no
+/// length, and may have no end.
 pub fn items<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyIterator>> {
     let is_text = value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>();
-    if is_text || value.is_instance_of::<PyDict>() {
+    if is_text || value.is_instance_of::<PyDict>() || !value.hasattr("__getitem__").ok()? {
         return None;
     }
     value.len().ok()?;

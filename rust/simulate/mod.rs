@@ -115,7 +115,10 @@ fn closing(prices: &Prices, lasts: &[f64]) -> Vec<Closing> {
         return Vec::new();
     }
     let of_rank = |(rank, &last): (usize, &f64)| {
-        let exchanged = prices.exchange.map_or(last, |cost| last.max(lasts[lasts.len() - 1 - rank]) + cost);
+        // Of an odd number, the middle rank holds its stage alone.
+        let mirror = Some(lasts.len() - 1 - rank).filter(|&mirror| mirror != rank);
+        let exchanged =
+            mirror.zip(prices.exchange).map_or(last, |(mirror, cost)| last.max(lasts[mirror]) + cost);
         Closing {
             exchanged,
             end: exchanged + prices.optimizer.get(rank).copied().unwrap_or(0.0),

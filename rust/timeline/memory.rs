@@ -47,7 +47,12 @@ impl Timeline {
         let bytes = costs.bytes(self.shape())?;
         let mut received = self.received(&bytes)?;
         let rank = |rank: Rank| summed(self.stashed(rank, &bytes), std::mem::take(&mut received[rank]));
-        Ok((0..self.ranks()).map(rank).collect())
+        let held: Vec<Vec<Held>> = (0..self.ranks()).map(rank).collect();
+        if !held.iter().flatten().all(|held| held.total().is_finite()) {
+            let problem = "add up to more than a float can hold".to_string();
+            return Err(Error::Cost { name: "bytes", problem });
+        }
+        Ok(held)
     }
 
     /// Activations and what waits for W.

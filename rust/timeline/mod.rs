@@ -189,14 +189,18 @@ impl Timeline {
     }
 
     fn bubble_of(&self, time: f64) -> f64 {
-        let whole = time * self.ranks() as f64;
-        if whole > 0.0 { 1.0 - self.busy().into_iter().sum::<f64>() / whole } else { 0.0 }
+        if time > 0.0 { 1.0 - self.busy_share(time) / self.ranks() as f64 } else { 0.0 }
     }
 
     /// Σ idle / Σ busy; 0 where nothing takes time.
     pub fn bubble_over_ideal(&self) -> f64 {
-        let busy: f64 = self.busy().into_iter().sum();
-        if busy > 0.0 { self.idle().into_iter().sum::<f64>() / busy } else { 0.0 }
+        let share = self.busy_share(self.makespan());
+        if share > 0.0 { (self.ranks() as f64 - share) / share } else { 0.0 }
+    }
+
+    /// Σ busy / time, where the sum of all ranks may be more than a float holds.
+    fn busy_share(&self, time: f64) -> f64 {
+        self.busy().into_iter().map(|busy| busy / time).sum()
     }
 
     /// The most (stage, microbatch) that each rank holds at once, from the start of its F to the end
