@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import rows_of, shape_of
+from conftest import python, rows_of, shape_of
 from oracle import dependencies, place
 from oracle_costs import at
 
@@ -234,6 +234,16 @@ def test_what_cannot_be_compared(arguments: Any, words: str) -> None:
 def test_costs_that_are_none() -> None:
     with pytest.raises((dp.UsageError, TypeError)):
         dp.compare(["gpipe"], 4, 8, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.xfail(strict=True, reason="the process is aborted")
+def test_a_table_cut_into_more_than_memory_holds() -> None:
+    code = """
+import dualpipe_rs as dp
+try: dp.Costs(overlap=[[1, 2], [3, 4]]).cut(65535)
+except (dp.UsageError, MemoryError): print("refused")
+"""
+    assert python(code, gibibytes=1).stdout == "refused\n"
 
 
 # ---- How it shows itself -----------------------------------------------------------------------------------
