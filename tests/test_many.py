@@ -243,6 +243,31 @@ def test_ctrl_c_stops_what_would_take_hours(name: str, threads: int | None) -> N
     assert len(CALLS[name](100)) == 100
 
 
+INTERRUPTED = """
+import signal, dualpipe_rs as dp
+timeline = dp.schedule("1f1b", 96, 1024).simulate()
+signal.signal(signal.SIGVTALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
+try: timeline.sensitivity(each=True)
+except BaseException as error: print(type(error).__name__)
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="the first array of a process panics where Ctrl-C is due")
+def test_ctrl_c_before_the_first_array() -> None:
+    assert python(INTERRUPTED).stdout == "KeyboardInterrupt\n"
+
+
+@pytest.mark.xfail(strict=True, reason="the process is aborted")
+def test_more_runs_than_memory_holds() -> None:
+    code = """
+import dualpipe_rs as dp
+try: dp.jitter(dp.Schedule.from_text({0!r}), n=2**31)
+except (dp.UsageError, MemoryError): print("refused")
+"""
+    assert python(code.format(ONE_SLOT), gibibytes=0.5).stdout == "refused\n"
+
+
 def test_in_a_forked_process() -> None:
     """The parent has used its threads; the child has none of them."""
     code = """
