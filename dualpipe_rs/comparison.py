@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, overload
 
 from dualpipe_rs._core import Costs, Schedule, Timeline, schedule
 from dualpipe_rs.errors import ScheduleError, SizeError, UsageError
@@ -62,19 +62,24 @@ def compare(
         UsageError: an unknown name or option, costs that do not fit, or a Schedule of other sizes.
     """
     costs = costs if costs is not None else Costs()
+    if not isinstance(costs, Costs):
+        raise UsageError(f"costs is of type {type(costs).__name__}; it is a Costs")
     rows: list[Row] = []
-    timelines: dict[str, Timeline] = {}
+    timelines: list[Timeline | None] = []
     for choice in [schedules] if isinstance(schedules, (str, Schedule)) else schedules:
         title = _title(choice)
         try:
             made = _made(choice, num_ranks, num_microbatches)
             share = costs.cut(made.num_stages // made.num_ranks)
-            timelines[title] = made.simulate(share, p2p=p2p, depth=depth)
+            timeline = made.simulate(share, p2p=p2p, depth=depth)
         except (SizeError, ScheduleError) as error:
-            note = str(error).splitlines()[0]
-            rows.append(dict.fromkeys(_COLUMNS) | {"schedule": title, "note": note})
+            # The first violation says where and why; the message begins with how many there are.
+            first = error.violations[0] if isinstance(error, ScheduleError) else error
+            rows.append(dict.fromkeys(_COLUMNS) | {"schedule": title, "note": str(first)})
+            timelines.append(None)
         else:
-            rows.append({"schedule": title, **_figures(made, timelines[title], share), "note": None})
+            rows.append({"schedule": title, **_figures(made, timeline, share), "note": None})
+            timelines.append(timeline)
     return Comparison(rows, timelines, costs)
 
 
@@ -141,11 +146,11 @@ class Comparison:
     - ``p2p_tensors``: how many travel between ranks in a step; ``p2p_bytes``: all their bytes.
     - ``note``: why a schedule has no numbers; None where it has.
 
-    Columns in bytes are shown where the costs have such bytes. ``timelines`` has the Timeline of each row
-    that has one, by its ``schedule``; ``costs`` are those given.
+    Columns in bytes are shown where the costs have such bytes. ``timelines`` has the Timeline of each row, or
+    None; ``costs`` are those given.
     """
 
-    def __init__(self, rows: list[Row], timelines: dict[str, Timeline], costs: Costs) -> None:
+    def __init__(self, rows: list[Row], timelines: list[Timeline | None], costs: Costs) -> None:
         self.timelines = timelines
         self.costs = costs
         self._rows = rows
@@ -153,7 +158,15 @@ class Comparison:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [dict(row) for row in self._rows[index]]
         return dict(self._rows[index])
 
     def __iter__(self) -> Iterator[Row]:
@@ -183,7 +196,7 @@ class Comparison:
         import polars
 
         columns = self.columns
-        return polars.DataFrame([{name: row[name] for name in columns} for row in self])
+        return polars.DataFrame({name: [row[name] for row in self] for name in columns})
 
     def __repr__(self) -> str:
         """The table; notes stand below it."""

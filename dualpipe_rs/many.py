@@ -41,7 +41,7 @@ def simulate_many(
         costs: an iterable of ``Costs``; or columns by the names of their fields, numpy arrays (or sequences)
             whose first axis, of one length N in all of them, counts the simulations: ``{"overlap":
             np.linspace(2, 3, N), "forward": array of shape (N, stages), "p2p": 0.1}``. A plain number holds
-            for all of them.
+            for all of them; a sequence never does, as its first axis is N.
         p2p, depth: as ``Schedule.verify`` takes them.
         threads: how many to use; as many as there are cores, if left out.
         progress: ``progress(done, total)`` is called now and then, in this thread, and at the end.
@@ -56,6 +56,8 @@ def simulate_many(
 
     Ctrl-C stops it within a fraction of a second.
     """
+    if isinstance(costs, Costs):
+        raise UsageError("costs is one Costs; give several, or columns, or call schedule.simulate(costs)")
     listed = _rows(costs) if isinstance(costs, Mapping) else list(costs)
     for index, one in enumerate(listed):
         if not isinstance(one, Costs):
@@ -69,6 +71,8 @@ def _rows(columns: Mapping[str, Any]) -> list[Costs]:
     fixed: dict[str, Any] = {}
     moving: dict[str, Any] = {}
     for name, column in columns.items():
+        if not hasattr(Costs, str(name)):
+            raise UsageError(f"there is no cost {name!r}; the columns are named as the fields of Costs")
         if column is None or isinstance(column, (int, float)):
             fixed[name] = column
             continue

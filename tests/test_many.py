@@ -253,12 +253,10 @@ except BaseException as error: print(type(error).__name__)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the first array of a process panics where Ctrl-C is due")
 def test_ctrl_c_before_the_first_array() -> None:
     assert python(INTERRUPTED).stdout == "KeyboardInterrupt\n"
 
 
-@pytest.mark.xfail(strict=True, reason="the process is aborted")
 def test_more_runs_than_memory_holds() -> None:
     code = """
 import dualpipe_rs as dp

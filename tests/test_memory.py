@@ -134,7 +134,6 @@ def test_by_hand() -> None:
     assert posted_at_once.memory(1).tolist()[0] == (0, 0, 0, 1000)
 
 
-@pytest.mark.xfail(strict=True, reason="there are rows of times at which nothing changes")
 def test_a_row_is_a_change() -> None:
     memory = dp.schedule("1f1b", 2, 4).simulate(dp.Costs(activation_bytes=1)).memory(0)
     assert changed(memory) == memory.tolist()

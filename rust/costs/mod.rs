@@ -9,7 +9,7 @@ use crate::error::Error;
 mod numbers;
 mod prices;
 
-pub use numbers::{Numbers, Table};
+pub use numbers::{MOST_STAGES, Numbers, Table};
 pub use prices::{Bytes, Hops, Prices};
 
 /// The costs as the user gives them; see the docstring of Python's `Costs` for what each field means.
@@ -90,18 +90,18 @@ impl Costs {
 
     /// The costs of the same model where each stage is cut into `parts` equal ones: what schedules with several
     /// stages a rank have on the same devices. Hops, extras and the end of the step stay as they are.
-    pub fn cut(&self, parts: usize) -> Costs {
-        Costs {
-            forward: self.forward.cut(parts),
-            backward_input: self.backward_input.cut(parts),
-            backward_weight: self.backward_weight.cut(parts),
-            backward: self.backward.as_ref().map(|cost| cost.cut(parts)),
-            overlap: self.overlap.as_ref().map(|cost| cost.cut(parts)),
-            activation_bytes: self.activation_bytes.cut(parts),
-            weight_grad_bytes: self.weight_grad_bytes.cut(parts),
-            parameter_bytes: self.parameter_bytes.cut(parts),
+    pub fn cut(&self, parts: usize) -> Result<Costs, Error> {
+        Ok(Costs {
+            forward: self.forward.cut("forward", parts)?,
+            backward_input: self.backward_input.cut("backward_input", parts)?,
+            backward_weight: self.backward_weight.cut("backward_weight", parts)?,
+            backward: self.backward.as_ref().map(|cost| cost.cut("backward", parts)).transpose()?,
+            overlap: self.overlap.as_ref().map(|cost| cost.cut("overlap", parts)).transpose()?,
+            activation_bytes: self.activation_bytes.cut("activation_bytes", parts)?,
+            weight_grad_bytes: self.weight_grad_bytes.cut("weight_grad_bytes", parts)?,
+            parameter_bytes: self.parameter_bytes.cut("parameter_bytes", parts)?,
             ..self.clone()
-        }
+        })
     }
 
     /// Each cost of time by name, as [`Costs::scaled`] takes it; those that are not given are left out.

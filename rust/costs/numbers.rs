@@ -15,11 +15,24 @@ pub enum Table {
     Each { size: usize, cells: Vec<f64> },
 }
 
+/// Stages are numbered with 16 bits.
+pub const MOST_STAGES: usize = u16::MAX as usize;
+/// The most rows of a table: its cells then take 512 MiB.
+const MOST_ROWS: usize = 8192;
+
+fn check_cut(name: &'static str, entries: usize, parts: usize, most: usize) -> Result<(), Error> {
+    if entries.saturating_mul(parts) <= most {
+        return Ok(());
+    }
+    let problem = format!("has {entries} entries, and each cut into {parts} makes more than {most}");
+    Err(Error::Cost { name, problem })
+}
+
 pub(super) fn check_one(name: &'static str, cost: f64) -> Result<(), Error> {
     if cost.is_finite() && cost >= 0.0 {
         return Ok(());
     }
-    let problem = format!("is {cost}; a cost is a finite number that is not negative");
+    let problem = format!("is {cost:?}; a cost is a finite number that is not negative");
     Err(Error::Cost { name, problem })
 }
 
@@ -50,15 +63,16 @@ impl Numbers {
         }
     }
 
-    pub(super) fn cut(&self, parts: usize) -> Numbers {
+    pub(super) fn cut(&self, name: &'static str, parts: usize) -> Result<Numbers, Error> {
         let share = parts as f64;
-        match self {
+        Ok(match self {
             Numbers::One(number) => Numbers::One(number / share),
             Numbers::Each(numbers) => {
+                check_cut(name, numbers.len(), parts, MOST_STAGES)?;
                 let cut = numbers.iter().flat_map(|number| std::iter::repeat_n(number / share, parts));
                 Numbers::Each(cut.collect())
             }
-        }
+        })
     }
 
     pub(super) fn scaled(&self, factor: f64, only: Option<(usize, usize)>) -> Numbers {
@@ -86,7 +100,7 @@ impl Table {
         match self.all().iter().find(|&&bandwidth| bandwidth.is_nan() || bandwidth <= 0.0) {
             None => Ok(()),
             Some(bandwidth) => {
-                let problem = format!("is {bandwidth}; it is more than 0, in bytes a unit of time");
+                let problem = format!("is {bandwidth:?}; it is more than 0, in bytes a unit of time");
                 Err(Error::Cost { name: "p2p_bandwidth", problem })
             }
         }
@@ -143,15 +157,16 @@ impl Table {
         }
     }
 
-    pub(super) fn cut(&self, parts: usize) -> Table {
+    pub(super) fn cut(&self, name: &'static str, parts: usize) -> Result<Table, Error> {
         let share = parts as f64;
-        match self {
+        Ok(match self {
             Table::One(number) => Table::One(number / share),
             Table::Each { size, .. } => {
+                check_cut(name, *size, parts, MOST_ROWS)?;
                 let size = size * parts;
                 let cells = (0..size * size).map(|i| self.at(i / size / parts, i % size / parts) / share);
                 Table::Each { size, cells: cells.collect() }
             }
-        }
+        })
     }
 }

@@ -58,7 +58,7 @@ pub struct Bytes {
 impl Costs {
     /// A table of prices for one schedule.
     pub fn prices(&self, shape: &Shape) -> Result<Prices, Error> {
-        self.check()?;
+        self.bytes(shape)?; // No timeline should turn out not to fit its own bytes.
         let (stages, ranks) = (shape.stages(), shape.ranks());
         let by_stage = |name, cost: &super::Numbers| cost.list(name, stages, "stage");
         let input = by_stage("backward_input", &self.backward_input)?;

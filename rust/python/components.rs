@@ -6,7 +6,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::errors::{UsageError, count};
 use super::numbers::{given, items, one_number, one_or_each};
-use super::records::LaidRecord;
+use super::records::{LaidRecord, find_numpy};
 use crate::costs::Numbers;
 use crate::overlap::{Alone, Components, Layout, MOST_LAYERS, Orders, Part, Stream, alone, pair};
 
@@ -163,6 +163,7 @@ impl PyComponents {
         what: &str,
         other: Option<&PyComponents>,
     ) -> PyResult<Bound<'py, PyArray1<LaidRecord>>> {
+        find_numpy(py)?;
         let layout = self.layout(py, what, other)?;
         Ok(layout.parts().iter().map(LaidRecord::from).collect::<Vec<_>>().into_pyarray(py))
     }

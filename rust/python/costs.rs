@@ -4,10 +4,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::components::PyComponents;
-use super::errors::UsageError;
+use super::errors::{UsageError, positive};
 use super::numbers::{given, given_table, numbers, one_number, some_items, table, three};
 use super::timeline::PyTimeline;
-use crate::costs::{Costs, Table};
+use crate::costs::{Costs, MOST_STAGES, Table};
 use crate::fit::{Clock, fit};
 use crate::overlap::Components;
 
@@ -210,21 +210,20 @@ impl PyCosts {
 
     /// The costs of the same model where each stage is cut into `parts` equal ones, as `compare` takes them for
     /// schedules of several stages a rank: all that is by stage is divided by `parts` (and each number of a sequence
-    /// stands `parts` times). Hops, extras and the end of the step stay as they are. UsageError for 0 parts.
+    /// stands `parts` times). Hops, extras and the end of the step stay as they are. UsageError for no parts, or
+    /// more stages than there can be.
     fn cut(&self, parts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        match super::errors::count("parts", parts)? {
-            parts @ 1..=65_535 => Ok(PyCosts(self.0.cut(parts))),
-            parts => {
-                Err(UsageError::new_err(format!("parts is {parts}; a stage is cut into 1 to 65535 parts")))
-            }
-        }
+        Ok(PyCosts(self.0.cut(positive("parts", parts, MOST_STAGES)?)?))
     }
 
     /// Costs fitted to a measured timeline (a pipeline's, after its step), in seconds: F, I, W and B by stage, fused
     /// pairs by stage pair, one hop for all edges, each the mean of what was measured; what runs between slots is in
     /// them. With `cpu_time=True` slots take the CPU time of their rank's thread, and hops nothing: for ranks that
-    /// share cores; `Schedule.simulate(costs, cores=...)` then predicts them.
+    /// share cores; `Schedule.simulate(costs, cores=...)` then predicts them. The first step of a run is slower
+    /// than the rest: fit a later one.
     ///
+    /// The overhead of all ranks (gaps before slots that had all they needed), divided by the number of all slots, is
+    /// added to the mean of every kind of slot.
     /// What a stage never did alone is taken from what is known: of a B that was never split, I and W have their
     /// share in other stages, or one half each; an F seen in pairs alone the mean of other stages'; a backward that
     /// never ran, I = W = F. UsageError for a predicted timeline.

@@ -46,6 +46,12 @@ pub fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     whole_number(value)?.filter(|&number| number <= most).ok_or_else(|| UsageError::new_err(words()))
 }
 
+/// A whole number from 1.
+pub fn positive(name: &str, value: &Bound<'_, PyAny>, most: usize) -> PyResult<usize> {
+    let words = || UsageError::new_err(format!("{name} is {value}; it is a whole number from 1 to {most}"));
+    whole_number(value)?.filter(|number| (1..=most).contains(number)).ok_or_else(words)
+}
+
 /// An index below `end`.
 pub fn index((name, names): (&str, &str), value: &Bound<'_, PyAny>, end: usize) -> PyResult<usize> {
     let words = || format!("{name} {value} is out of range: {names} are 0 to {}", end - 1);

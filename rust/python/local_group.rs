@@ -9,6 +9,7 @@ use pyo3::types::PyList;
 
 use super::cards::{Card, Fault, LocalOutcome, check_numbering, disagreement, measured, steps};
 use super::errors::{RankError, UsageError, count};
+use super::records::find_numpy;
 use super::schedule::PySchedule;
 use super::timeline::PyTimeline;
 use super::worker::{Detaching, PyWorker, Value};
@@ -86,6 +87,7 @@ impl PyLocalGroup {
         rank: Rank,
         settings: &str,
     ) -> PyResult<PyTimeline> {
+        find_numpy(py)?;
         self.outside_steps("step()")?;
         let program = schedule.program(py, P2p::Eager)?;
         if program.rows().len() != self.hub.size() {

@@ -6,7 +6,8 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use super::costs::PyCosts;
-use super::errors::{self, UsageError, count, index};
+use super::errors::{self, UsageError, count, index, positive};
+use super::records::find_numpy;
 use super::schedule::PySchedule;
 use crate::costs::Costs;
 use crate::error::Error;
@@ -28,6 +29,7 @@ pub fn simulate_many<'py>(
     threads: Option<&Bound<'py, PyAny>>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<Summary>>> {
+    find_numpy(py)?;
     let network = schedule.network(py, errors::p2p(p2p, depth)?)?;
     let verified = schedule.verified(py)?;
     let threads = checked_threads(threads)?;
@@ -41,9 +43,11 @@ pub fn simulate_many<'py>(
 /// The makespans (float64, one a run) of `n` simulations in which each slot takes its price times a random factor of
 /// its own: log-normal, with mean 1 and standard deviation `sigma`.
 ///
-/// `slow_rank` makes all that one rank computes take `slowdown` times as long. Equal seeds give equal numbers, the
+/// Hops, the exchange of gradients and the optimizer take what they cost. `slow_rank` makes all that one rank computes,
+/// its optimizer too, take `slowdown` times as long. Equal seeds give equal numbers, the
 /// n-th the same whatever `n` and `threads`. `p2p`, `depth`, `threads` and `progress` are as in `simulate_many`;
-/// Ctrl-C stops it. UsageError for a sigma or slowdown that is negative, infinite or NaN.
+/// Ctrl-C stops it. UsageError for a sigma or slowdown that is negative, infinite or NaN, a sigma above 100, and more than
+/// ten million runs.
 #[pyfunction]
 #[pyo3(signature = (
     schedule, costs = None, sigma = 0.1, n = None, seed = None, *, slow_rank = None, slowdown = None, p2p = "eager",
@@ -64,12 +68,21 @@ pub fn jitter<'py>(
     threads: Option<&Bound<'py, PyAny>>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    find_numpy(py)?;
     let network = schedule.network(py, errors::p2p(p2p, depth)?)?;
     let verified = schedule.verified(py)?;
     let threads = checked_threads(threads)?;
     let runs = n.map_or(Ok(1000), |n| count("n", n))?;
+    if runs > MOST_RUNS {
+        return Err(UsageError::new_err(format!(
+            "n is {runs}; at most {MOST_RUNS} runs are held at once: call again with another seed for more"
+        )));
+    }
     let seed = seed.map_or(Ok(0), checked_seed)?;
     not_negative("sigma", sigma)?;
+    if sigma > MOST_SIGMA {
+        return Err(UsageError::new_err(format!("sigma is {sigma:?}; it is at most {MOST_SIGMA}")));
+    }
     let slow = match (slow_rank, slowdown) {
         (Some(rank), Some(factor)) => {
             not_negative("slowdown", factor)?;
@@ -90,11 +103,16 @@ pub fn jitter<'py>(
     Ok(found.into_pyarray(py))
 }
 
+/// Of one call of `jitter`; a typing error should not fill the memory.
+const MOST_RUNS: usize = 10_000_000;
+/// Beyond this, factors of mean 1 are nearly all nearly 0, and the rest more than a float holds.
+const MOST_SIGMA: f64 = 100.0;
+
 fn not_negative(name: &str, number: f64) -> PyResult<()> {
     if number.is_finite() && number >= 0.0 {
         return Ok(());
     }
-    Err(UsageError::new_err(format!("{name} is {number}; it is a finite number that is not negative")))
+    Err(UsageError::new_err(format!("{name} is {number:?}; it is a finite number that is not negative")))
 }
 
 fn checked_seed(seed: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -105,21 +123,16 @@ fn checked_seed(seed: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 fn checked_threads(threads: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
-    match threads.map(|threads| count("threads", threads)).transpose()? {
-        Some(threads) if !(1..=1024).contains(&threads) => {
-            Err(UsageError::new_err(format!("threads is {threads}; it is 1 to 1024")))
-        }
-        threads => Ok(threads),
-    }
+    threads.map(|threads| positive("threads", threads, 1024)).transpose()
 }
 
 /// Runs a sweep without the GIL. Ctrl-C, or an exception of `progress`, stops it and is raised.
-fn watched<T: Send>(
+pub fn watched<R: Send>(
     py: Python<'_>,
     progress: Option<Bound<'_, PyAny>>,
     total: usize,
-    sweep: impl FnOnce(&mut (dyn FnMut(usize) -> Wish + Send)) -> Result<Option<Vec<T>>, Error> + Send,
-) -> PyResult<Vec<T>> {
+    sweep: impl FnOnce(&mut (dyn FnMut(usize) -> Wish + Send)) -> Result<Option<R>, Error> + Send,
+) -> PyResult<R> {
     const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
     let progress = progress.map(Bound::unbind);
     let report = |py: Python<'_>, done: usize| match &progress {

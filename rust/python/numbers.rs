@@ -1,7 +1,7 @@
 //! Numbers, sequences and tables of them, from Python and back.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyIterator, PyMemoryView, PyString};
 
 use super::errors::UsageError;
 use crate::costs::{Numbers, Table};
@@ -22,7 +22,8 @@ pub fn one_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
 /// length, and may have no end.
 pub fn items<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyIterator>> {
     let is_text = value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>();
-    if is_text || value.is_instance_of::<PyDict>() || !value.hasattr("__getitem__").ok()? {
+    let is_bytes = value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>();
+    if is_text || is_bytes || value.is_instance_of::<PyDict>() || !value.hasattr("__getitem__").ok()? {
         return None;
     }
     value.len().ok()?;

@@ -9,6 +9,15 @@ use crate::overlap::Laid;
 use crate::simulate::Summary;
 use crate::timeline::{Closing, Held, Span, Wait};
 
+/// Finds numpy, before any heavy work. The binding finds it at the first array by itself, but takes a Ctrl-C that is
+/// pending then for a failure, and panics.
+pub fn find_numpy(py: Python<'_>) -> PyResult<()> {
+    py.import("numpy")?;
+    py.check_signals()?;
+    numpy::dtype::<f64>(py);
+    Ok(())
+}
+
 /// A record of a numpy array: the name, numpy type and offset of each field.
 trait Record: Copy + Send + Sync {
     fn fields() -> Vec<(&'static str, &'static str, usize)>;

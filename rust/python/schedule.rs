@@ -8,8 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
-use super::errors::{self, UsageError, count, index, schedule_error};
+use super::errors::{self, UsageError, count, index, positive, schedule_error};
 use super::program::{PyProgram, words};
+use super::records::find_numpy;
 use super::timeline::PyTimeline;
 use crate::formats::{text, torch_csv};
 use crate::generate::{self, Family};
@@ -152,6 +153,7 @@ impl PySchedule {
 
     /// How many tensors go from each rank to each other in a step: uint32 of shape (ranks, ranks), [from, to].
     fn p2p_tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u32>>> {
+        find_numpy(py)?;
         let ranks = self.schedule.shape().ranks();
         py.detach(|| self.schedule.p2p_tensors()).into_pyarray(py).reshape([ranks, ranks])
     }
@@ -247,7 +249,8 @@ impl PySchedule {
     /// The Timeline that these costs give (default: every action 1), in their unit of time, under P2P semantics as
     /// `verify` takes them. Each slot starts as soon as its rank is free and what it needs has come; under
     /// "batched" and "blocking" a rank is not free before its commit is complete. With `cores`, slots that run at
-    /// one time share so many cores equally, as ranks of one machine do (eager alone). ScheduleError if a rule is
+    /// one time share so many cores equally, as ranks of one machine do (eager alone; what comes after the slots
+    /// shares none). ScheduleError if a rule is
     /// broken or ranks would wait for each other in a circle, UsageError if the costs do not fit the schedule.
     #[pyo3(signature = (costs = None, *, p2p = "eager", depth = None, cores = None))]
     fn simulate(
@@ -258,12 +261,12 @@ impl PySchedule {
         depth: Option<&Bound<'_, PyAny>>,
         cores: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTimeline> {
+        find_numpy(py)?;
         let semantics = errors::p2p(p2p, depth)?;
         let verified = self.verified(py)?;
         let costs = costs.map(|costs| costs.0.clone()).unwrap_or_default();
-        let cores = cores.map(|cores| count("cores", cores)).transpose()?;
+        let cores = cores.map(|cores| positive("cores", cores, 1 << 32)).transpose()?;
         let timeline = match (semantics, cores) {
-            (_, Some(0)) => return Err(UsageError::new_err("cores is 0; something must compute")),
             (semantics, None) => {
                 let network = self.network(py, semantics)?;
                 py.detach(|| simulate_network(verified, network, &costs))?

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use super::costs::PyCosts;
 use super::errors::{self, UsageError};
+use super::many::watched;
 use super::records::{ClosingRecord, WaitRecord};
 use crate::formats::grid;
 use crate::simulate::{Change, sensitivity};
@@ -149,7 +150,7 @@ impl PyTimeline {
 
     /// A longest chain of slots from the first start to the last end, in order: rows as `spans` has them. Each
     /// slot starts when the one before it ends, or when what that made has come. Of a measured timeline, each
-    /// slot is preceded by what it waited for last.
+    /// slot is preceded by what it waited for last, and the chain may begin on a rank that began late.
     fn critical_path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<Span>>> {
         let spans = py.detach(|| self.0.critical_path().map(|path| self.0.spans_of(path.into_iter())))?;
         Ok(spans.into_pyarray(py))
@@ -166,14 +167,15 @@ impl PyTimeline {
     /// By how much the makespan grows where a cost grows by `percent` (default 1), for each cost of time by the name
     /// it has in `Costs`, found by simulating again: floats, in the unit of the costs; with `each=True` float64
     /// arrays, one number a stage (a rank, of the optimizer), for the costs that are by stage. UsageError for a
-    /// measured timeline: fit costs first, `Costs.from_timeline`.
+    /// measured timeline: fit costs first, `Costs.from_timeline`. Uses all cores; Ctrl-C stops it.
     #[pyo3(signature = (percent = 1.0, *, each = false))]
     fn sensitivity<'py>(&self, py: Python<'py>, percent: f64, each: bool) -> PyResult<Bound<'py, PyDict>> {
         if !(percent.is_finite() && percent > -100.0) {
             return Err(UsageError::new_err(format!("percent is {percent}; it is a number above -100")));
         }
         let changes = PyDict::new(py);
-        for (name, change) in py.detach(|| sensitivity(&self.0, percent, each))? {
+        let found = watched(py, None, 0, |watch| sensitivity(&self.0, percent, each, watch))?;
+        for (name, change) in found {
             match change {
                 Change::Whole(change) => changes.set_item(name, change)?,
                 Change::Each(changed) => changes.set_item(name, changed.into_pyarray(py))?,

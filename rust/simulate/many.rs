@@ -32,7 +32,8 @@ pub fn simulate_many(
     watch: impl FnMut(usize) -> Wish,
 ) -> Result<Option<Vec<Summary>>, Error> {
     sweep(costs.len(), threads, watch, |index| {
-        let timeline = simulate_network(verified, network.clone(), &costs[index])?;
+        let timeline = simulate_network(verified, network.clone(), &costs[index])
+            .map_err(|error| Error::Format(format!("costs[{index}]: {error}")))?;
         Ok(Summary {
             makespan: timeline.makespan(),
             span: timeline.span(),

@@ -1,5 +1,6 @@
 //! Which cost matters: how the makespan changes where one cost changes a little, found by simulating again.
 
+use super::sweep::{Wish, sweep};
 use super::{simulate, simulate_network, simulate_on_cores};
 use crate::costs::Costs;
 use crate::error::Error;
@@ -14,27 +15,40 @@ pub enum Change {
 }
 
 /// For each cost of time by name, what changes where it grows by so many per cent; with `each`, in each stage or
-/// rank alone, where the cost is by stage or rank.
+/// rank alone, where the cost is by stage or rank. `None` where `watch` wished to stop.
 pub fn sensitivity(
     timeline: &Timeline,
     percent: f64,
     each: bool,
-) -> Result<Vec<(&'static str, Change)>, Error> {
+    watch: impl FnMut(usize) -> Wish,
+) -> Result<Option<Vec<(&'static str, Change)>>, Error> {
     let Origin::Predicted { costs, .. } = timeline.origin() else {
         let why =
             "a measured timeline has no costs; fit some, Costs.from_timeline(timeline), and simulate them";
         return Err(Error::Format(why.to_string()));
     };
-    let change = |costs: Costs| Ok(again(timeline, &costs)?.makespan() - timeline.makespan());
-    let factor = 1.0 + percent / 100.0;
-    let of_name = |name| {
-        let Some(count) = count(timeline, name).filter(|_| each) else {
-            return Ok((name, Change::Whole(change(costs.scaled(name, factor, None))?)));
+    let names: Vec<(&'static str, Option<usize>)> =
+        costs.times().into_iter().map(|name| (name, count(timeline, name).filter(|_| each))).collect();
+    let variants: Vec<(&'static str, Option<(usize, usize)>)> = names
+        .iter()
+        .flat_map(|&(name, count)| {
+            let only = (0..count.unwrap_or(1)).map(move |index| count.map(|count| (index, count)));
+            only.map(move |only| (name, only))
+        })
+        .collect();
+    let makespan = timeline.makespan();
+    let changes = sweep(variants.len(), None, watch, |index| {
+        let (name, only) = variants[index];
+        Ok(again(timeline, &costs.scaled(name, 1.0 + percent / 100.0, only))?.makespan() - makespan)
+    })?;
+    Ok(changes.map(|changes| {
+        let mut changes = changes.into_iter();
+        let of_name = |(name, count): (&'static str, Option<usize>)| match count {
+            None => (name, Change::Whole(changes.next().unwrap_or_default())),
+            Some(count) => (name, Change::Each(changes.by_ref().take(count).collect())),
         };
-        let one = |index| change(costs.scaled(name, factor, Some((index, count))));
-        Ok((name, Change::Each((0..count).map(one).collect::<Result<_, Error>>()?)))
-    };
-    costs.times().into_iter().map(of_name).collect()
+        names.into_iter().map(of_name).collect()
+    }))
 }
 
 /// How many stages or ranks a cost is given for; `None` for one that is not by stage or rank.

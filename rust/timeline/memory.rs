@@ -112,5 +112,6 @@ fn summed(mut changes: Vec<Change>, more: Vec<Change>) -> Vec<Held> {
             _ => all.push(held),
         }
     }
+    all.dedup_by(|next, before| Held { time: before.time, ..*next } == *before);
     all
 }
