@@ -10,11 +10,13 @@ from __future__ import annotations
 import atexit
 import contextvars
 import ctypes
+import queue
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from dualpipe_rs._core import LocalGroup, local_groups
@@ -24,8 +26,9 @@ T = TypeVar("T")
 
 _thread = threading.local()
 
-#: How long the process's end waits for ranks that are still at work, in seconds.
+#: How long the process's end waits for ranks that are still at work, and how often it tells them, in seconds.
 _FAREWELL = 10.0
+_REMINDER = 0.5
 
 
 def current_group() -> LocalGroup | None:
@@ -151,18 +154,26 @@ def _check_arguments(fn: Any, interleaved: Any, threads_per_rank: Any) -> None:
 
 
 class _Ranks:
-    """The threads of one :func:`run_local`, from their start to their end."""
+    """The threads of one :func:`run_local`, from their start to their end.
+
+    Ctrl-C may come between any two instructions of the thread that waits for them, twice too. So a rank that
+    ends says so in a list and only then rings a bell, and whoever waits looks at the list before each wait: a
+    ring that Ctrl-C swallows is not missed. The bell is of C, as a lock of :mod:`threading` taken when Ctrl-C
+    comes stays taken; and nobody waits by ``Thread.join``, which, interrupted, takes a running thread for an
+    ended one.
+    """
 
     def __init__(self, rank_main: Callable[[int], None], groups: list[LocalGroup]) -> None:
         self._group = groups[0]
-        self._left = len(groups)
-        self._ended = threading.Semaphore(0)
+        self._ended = [False] * len(groups)
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
         def run(rank: int) -> None:
             try:
                 rank_main(rank)
             finally:
-                self._ended.release()
+                self._ended[rank] = True
+                self._bell.put(None)
 
         self._threads = [
             threading.Thread(
@@ -175,35 +186,36 @@ class _Ranks:
         for thread in self._threads:
             thread.start()
 
-    def wait(self, deadline: float | None = None) -> None:
-        """Waits until all ranks have ended, or none has for ``deadline`` seconds.
-
-        Not by ``Thread.join``: interrupted, that takes a running thread for an ended one.
-        """
-        while self._left:
-            if not self._ended.acquire(timeout=deadline):
-                return
-            self._left -= 1
+    def wait(self) -> None:
+        """Waits until all ranks that were started have ended."""
+        while self._at_work():
+            self._bell.get()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+
+    def _at_work(self) -> list[threading.Thread]:
+        threads = zip(self._threads, self._ended, strict=True)
+        return [thread for thread, ended in threads if not ended and thread.ident is not None]
 
     def interrupt(self, reason: str) -> None:
         """Ends all ranks at their next slot or meeting."""
         self._group.interrupt(reason)
 
-    def count_started(self) -> None:
-        """Waits for no rank whose thread could not be started."""
-        self._left -= sum(thread.ident is None for thread in self._threads)
-
     def dismiss(self) -> None:
         """Ends all ranks because the process ends: threads of torch that outlive Python abort it."""
         self.interrupt("was stopped, as the process ends")
-        for thread in filter(threading.Thread.is_alive, self._threads):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-            )
-        self.wait(_FAREWELL)
+        deadline = time.monotonic() + _FAREWELL
+        while (left := self._at_work()) and time.monotonic() < deadline:
+            for thread in filter(threading.Thread.is_alive, left):
+                # Again each time: code that drops exceptions, such as a destructor, may have dropped it.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+                )
+            with suppress(queue.Empty):
+                self._bell.get(timeout=_REMINDER)
+        if not left:
+            self.wait()
 
 
 _running: weakref.WeakSet[_Ranks] = weakref.WeakSet()
@@ -224,7 +236,6 @@ def _run_threads(rank_main: Callable[[int], None], groups: list[LocalGroup]) -> 
         ranks.wait()
     except BaseException as error:
         ranks.interrupt(f"was interrupted ({type(error).__name__})")
-        ranks.count_started()
         ranks.wait()
         raise
 
