@@ -26,9 +26,10 @@ T = TypeVar("T")
 
 _thread = threading.local()
 
-#: How long the process's end waits for ranks that are still at work, and how often it tells them, in seconds.
+#: How long the process's end waits for ranks that are still at work, in seconds.
 _FAREWELL = 10.0
-_REMINDER = 0.5
+#: How long a wait for them is at most, before Ctrl-C and the ranks themselves are looked after again.
+_LOOK = 0.2
 
 
 def current_group() -> LocalGroup | None:
@@ -189,7 +190,7 @@ class _Ranks:
     def wait(self) -> None:
         """Waits until all ranks that were started have ended."""
         while self._at_work():
-            self._bell.get()
+            self._listen()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -197,6 +198,12 @@ class _Ranks:
     def _at_work(self) -> list[threading.Thread]:
         threads = zip(self._threads, self._ended, strict=True)
         return [thread for thread, ended in threads if not ended and thread.ident is not None]
+
+    def _listen(self) -> None:
+        """Waits for the bell, but not for long: libraries that take SIGINT for themselves (polars does, when it
+        is imported) have it interrupt no wait, and Ctrl-C is seen only when one ends."""
+        with suppress(queue.Empty):
+            self._bell.get(timeout=_LOOK)
 
     def interrupt(self, reason: str) -> None:
         """Ends all ranks at their next slot or meeting."""
@@ -212,8 +219,7 @@ class _Ranks:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
                 )
-            with suppress(queue.Empty):
-                self._bell.get(timeout=_REMINDER)
+            self._listen()
         if not left:
             self.wait()
 

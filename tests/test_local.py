@@ -57,6 +57,30 @@ def test_ctrl_c_ends_every_rank(where, interleaved):
     assert not rank_threads()
 
 
+def test_ctrl_c_where_a_library_has_sigint_interrupt_no_wait():
+    """As polars does, when it is imported."""
+    began, ended = threading.Event(), []
+
+    def rank_main(group):
+        pipe = dp.DualPipeV([nn.Linear(4, 4), nn.Linear(4, 4)])
+        try:
+            while True:
+                pipe.step(torch.ones(8, 4), num_chunks=4, criterion=F.mse_loss, labels=torch.ones(8, 4))
+                if group.rank() == 0 and not began.is_set():
+                    began.set()
+                    os.kill(os.getpid(), signal.SIGINT)
+        except dp.RankError:
+            ended.append(group.rank())
+
+    signal.siginterrupt(signal.SIGINT, False)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dp.run_local(rank_main, 2)
+    finally:
+        signal.siginterrupt(signal.SIGINT, True)
+    assert sorted(ended) == [0, 1]
+
+
 def test_ctrl_c_waits_for_ranks_that_are_in_their_own_loops():
     """None is taken for ended while it runs: an interrupted Thread.join would."""
     began, interrupted, ended = threading.Barrier(2), threading.Event(), []
