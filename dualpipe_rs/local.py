@@ -200,8 +200,11 @@ class _Ranks:
         return [thread for thread, ended in threads if not ended and thread.ident is not None]
 
     def _listen(self) -> None:
-        """Waits for the bell, but not for long: libraries that take SIGINT for themselves (polars does, when it
-        is imported) have it interrupt no wait, and Ctrl-C is seen only when one ends."""
+        """Waits for the bell, but not for long.
+
+        Libraries that take SIGINT for themselves (polars does, when it is imported) have it interrupt no
+        wait, and Ctrl-C is seen only when one ends.
+        """
         with suppress(queue.Empty):
             self._bell.get(timeout=_LOOK)
 
