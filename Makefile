@@ -4,7 +4,7 @@
 #   make demo     train a small transformer under DualPipe and beside it serially
 #   make test     all tests
 #   make lint     formatting, lints, types, and the stub file against the built module
-#   make test-long   what takes too long for every run: families and mutations exhaustively
+#   make test-long   what takes too long for every run: families and mutations exhaustively, 10 000 random simulations
 #   make fuzz     ten minutes each of broken texts, tables and schedules
 #   make bench    the tables of docs/benchmarks.md
 
@@ -27,7 +27,7 @@ test-python: $(VENV)/built
 	$(BIN)/python -m pytest
 
 test-long: $(VENV)/built
-	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_p2p.py tests/test_mutations.py
+	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_p2p.py tests/test_mutations.py tests/test_random_agreement.py
 
 fuzz: $(VENV)/built
 	$(BIN)/python fuzz/fuzz.py

@@ -58,7 +58,7 @@ impl PyCosts {
         p2p_bytes = None, p2p_bandwidth = None, first_extra = None, last_extra = None, gradient_exchange = None,
         optimizer = None, activation_bytes = None, weight_grad_bytes = None, parameter_bytes = None
     ))]
-    #[allow(clippy::too_many_arguments)] // They are the keywords that users type.
+    #[expect(clippy::too_many_arguments, reason = "they are the keywords that users type")]
     fn new(
         forward: Option<&Bound<'_, PyAny>>,
         backward_input: Option<&Bound<'_, PyAny>>,

@@ -53,7 +53,7 @@ pub fn simulate_many<'py>(
     schedule, costs = None, sigma = 0.1, n = None, seed = None, *, slow_rank = None, slowdown = None, p2p = "eager",
     depth = None, threads = None, progress = None
 ))]
-#[allow(clippy::too_many_arguments)] // They are the keywords that users type.
+#[expect(clippy::too_many_arguments, reason = "they are the keywords that users type")]
 pub fn jitter<'py>(
     py: Python<'py>,
     schedule: &PySchedule,

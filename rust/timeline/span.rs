@@ -1,7 +1,7 @@
 //! Each action of a timeline as a record, laid out as the numpy record that Python sees.
 
 use super::{Time, Timeline};
-use crate::schedule::{Action, Kind, Rank};
+use crate::schedule::{Action, Rank};
 
 /// One action. A pair is two spans of one slot with one start and end. `kind` is one UCS-4 character.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,12 +30,6 @@ impl Span {
             start: time.start,
             end: time.end,
         }
-    }
-}
-
-impl Default for Span {
-    fn default() -> Self {
-        Span::new(0, 0, Action::new(0, Kind::F, 0), Time::default())
     }
 }
 
