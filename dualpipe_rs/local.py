@@ -202,8 +202,8 @@ class _Ranks:
     def _listen(self) -> None:
         """Waits for the bell, but not for long.
 
-        Libraries that take SIGINT for themselves (polars does, when it is imported) have it interrupt no
-        wait, and Ctrl-C is seen only when one ends.
+        A SIGINT that comes just before a wait begins does not interrupt it, and none does where a library has
+        waits restarted (polars does, when it is imported): Ctrl-C is then seen when a wait ends.
         """
         with suppress(queue.Empty):
             self._bell.get(timeout=_LOOK)

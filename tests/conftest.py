@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -23,6 +24,10 @@ GOLDEN = sorted(
 )
 PLACEMENT = {"gpipe": "linear", "1f1b": "linear", "dualpipe": "bidirectional", "dualpipev": "v"}
 PLACEMENTS = ["linear", "looped", "v", "wave", "bidirectional"]
+
+# A shell without job control has what it runs in the background ignore Ctrl-C, and Python leaves it at that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and none refused for the time it took.
 steady = settings(deadline=None, derandomize=True)

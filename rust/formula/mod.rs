@@ -69,8 +69,8 @@ impl Formula {
         generate::find(self.family)
     }
 
-    /// The form of `quantity` (of a bubble, whichever way the family's is counted) at these sizes and costs. Sizes and options are refused as
-    /// [`Family::generate`] refuses them.
+    /// The form of `quantity` (of a bubble, whichever way the family's is counted) at these sizes and costs. Sizes and
+    /// options are refused as [`Family::generate`] refuses them.
     pub fn figure(
         &'static self,
         quantity: Quantity,
