@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_one_for_all_stages() -> None:
 def test_pairs_are_priced_as_the_schedule_fuses_them() -> None:
     schedule = dp.schedule("dualpipe", 4, 8)
     spans = schedule.simulate(dp.Costs.from_components(STAGES)).spans
-    fused = [(a, b) for a, b in zip(spans, spans[1:], strict=False) if list(a)[:2] == list(b)[:2]]
+    fused = [(a, b) for a, b in itertools.pairwise(spans) if list(a)[:2] == list(b)[:2]]
     assert fused
     for forward, backward in fused:
         lasts = STAGES[forward["stage"]].pair(STAGES[backward["stage"]])
@@ -48,7 +49,7 @@ def test_all_else_by_keyword() -> None:
     costs = dp.Costs.from_components(STAGES, p2p=0.5, activation_bytes=[1, 2, 2, 1])
     assert (costs.p2p, costs.activation_bytes) == (0.5, [1, 2, 2, 1])
     assert dp.Costs.from_components(LIGHT, overlap=None).overlap is None
-    with pytest.raises(dp.UsageError, match="^p2p is -1"):
+    with pytest.raises(dp.UsageError, match=r"^p2p is -1"):
         dp.Costs.from_components(LIGHT, p2p=-1)
     with pytest.raises(TypeError, match="hop"):
         dp.Costs.from_components(LIGHT, hop=1)
@@ -56,5 +57,5 @@ def test_all_else_by_keyword() -> None:
 
 @pytest.mark.parametrize("stages", [3, None, "attention", [], [LIGHT, 3], [[LIGHT]], {0: LIGHT}])
 def test_what_is_no_components(stages: Any) -> None:
-    with pytest.raises(dp.UsageError, match="^stages is "):
+    with pytest.raises(dp.UsageError, match=r"^stages is "):
         dp.Costs.from_components(stages)
