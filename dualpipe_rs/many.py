@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dualpipe_rs import _core
 from dualpipe_rs._core import Costs, Schedule
@@ -38,7 +38,8 @@ def simulate_many(
 
     Args:
         schedule: what to simulate; it is verified, and lowered for ``p2p``, once.
-        costs: an iterable of ``Costs``; or columns by the names of their fields, numpy arrays (or sequences)
+        costs: an iterable of ``Costs``; or columns by the names of their fields (a pandas DataFrame, or a
+            mapping to numpy arrays or sequences)
             whose first axis, of one length N in all of them, counts the simulations: ``{"overlap":
             np.linspace(2, 3, N), "forward": array of shape (N, stages), "p2p": 0.1}``. A plain number holds
             for all of them; a sequence never does, as its first axis is N.
@@ -58,7 +59,7 @@ def simulate_many(
     """
     if isinstance(costs, Costs):
         raise UsageError("costs is one Costs; give several, or columns, or call schedule.simulate(costs)")
-    listed = _rows(costs) if isinstance(costs, Mapping) else list(costs)
+    listed = list(costs) if not hasattr(costs, "items") else _rows(cast("Mapping[str, Any]", costs))
     for index, one in enumerate(listed):
         if not isinstance(one, Costs):
             raise UsageError(f"costs[{index}] is of type {type(one).__name__}; each is a Costs")
@@ -78,7 +79,7 @@ def _rows(columns: Mapping[str, Any]) -> list[Costs]:
             continue
         try:
             array = np.asarray(column)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"{name} is no array: {error}") from error
         if array.ndim == 0:
             fixed[name] = column
@@ -92,4 +93,11 @@ def _rows(columns: Mapping[str, Any]) -> list[Costs]:
     if not lengths:
         raise UsageError("no column is an array; its first axis says how many simulations there are")
     count = next(iter(lengths.values()))
-    return [Costs(**fixed, **{name: column[i] for name, column in moving.items()}) for i in range(count)]
+    return [_row(i, fixed | {name: column[i] for name, column in moving.items()}) for i in range(count)]
+
+
+def _row(index: int, fields: dict[str, Any]) -> Costs:
+    try:
+        return Costs(**fields)
+    except UsageError as error:
+        raise UsageError(f"costs[{index}]: {error}") from None

@@ -69,10 +69,13 @@ def price(costs: Keywords, slot: Slot, stages: int) -> float:
 
 def action_price(costs: Keywords, action: Action, stages: int) -> float:
     stage, kind, _ = action
-    forward, backward_input, backward_weight = (
-        at(costs.get(name, 1.0), stage) for name in ("forward", "backward_input", "backward_weight")
-    )
     full = costs.get("backward")
+    given = {"backward_input", "backward_weight"} & costs.keys()
+    part = 1.0 if full is None or given else at(full, stage) / 2
+    forward = at(costs.get("forward", 1.0), stage)
+    backward_input, backward_weight = (
+        at(costs.get(name, part), stage) for name in ("backward_input", "backward_weight")
+    )
     full = backward_input + backward_weight if full is None else at(full, stage)
     f, i, w = extras(costs, stage, stages)
     return {"F": forward + f, "I": backward_input + i, "W": backward_weight + w, "B": full + i + w}[kind]

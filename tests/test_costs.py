@@ -184,6 +184,31 @@ def test_only_bidirectional_placements_exchange_gradients(family: str) -> None:
     assert (timeline.closing, timeline.makespan) == (None, schedule.simulate().makespan)
 
 
+def test_a_profile_of_f_and_b_alone() -> None:
+    """I and W are halves of B, where neither is given; else each is 1 by itself."""
+    both = dp.Costs(10, backward=20)
+    assert (both.backward_input, both.backward_weight) == (10, 10)
+    listed = dp.Costs([1, 2], backward=[4, 6])
+    assert (listed.backward_input, listed.backward_weight) == ([2, 3], [2, 3])
+    one = dp.Costs(10, 15, backward=20)
+    assert (one.backward_input, one.backward_weight) == (15, 1)
+    ranking = [row["makespan"] for row in dp.compare(["1f1b", "zb-h1", "dualpipe"], 8, 32, both)]
+    assert ranking == [
+        row["makespan"] for row in dp.compare(["1f1b", "zb-h1", "dualpipe"], 8, 32, dp.Costs(10, 10, 10))
+    ]
+
+
+def test_errors_say_where() -> None:
+    for costs, words in (
+        ({"overlap": [[1, 1], [1, math.nan]]}, r"^overlap is NaN at \[1\]\[1\];"),
+        ({"forward": [1, -2]}, r"^forward is -2\.0 in entry 1;"),
+    ):
+        with pytest.raises(dp.UsageError, match=words):
+            dp.Costs(**costs)
+    with pytest.raises(dp.UsageError, match=r"^costs\[1\]: overlap is NaN;"):
+        dp.simulate_many(dp.schedule("1f1b", 2, 4), {"overlap": [2, math.nan]})
+
+
 # ---- What the class keeps ----------------------------------------------------------------------------------
 
 

@@ -395,3 +395,11 @@ def test_arguments_that_are_none(arguments: Keywords) -> None:
 def test_seeds_that_are_none(seed: int) -> None:
     with pytest.raises(dp.UsageError, match="seed"):
         dp.jitter(dp.schedule("1f1b", 2, 2), n=1, seed=seed)
+
+
+def test_a_frame_of_columns() -> None:
+    pandas = pytest.importorskip("pandas")
+    schedule = dp.schedule("dualpipe", 4, 8)
+    columns = {"overlap": [2.0, 2.5], "p2p": [0.1, 0.2]}
+    found = dp.simulate_many(schedule, pandas.DataFrame(columns))
+    assert found.tobytes() == dp.simulate_many(schedule, columns).tobytes()

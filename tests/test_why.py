@@ -288,6 +288,9 @@ def test_sensitivity_stage_by_stage(p2p: str, depth: int | None) -> None:
             if np.ndim(growth) == 0:
                 assert name not in ("forward", "backward_input", "backward_weight", "backward", "optimizer")
                 continue
+            if np.ndim(growth) == 2:
+                check_cells(known, costs, name, growth, p2p, depth)
+                continue
             count = known.ranks if name == "optimizer" else known.schedule.num_stages
             entries = [at(getattr(costs, name), index) for index in range(count)]
             assert np.shape(growth) == (count,)
@@ -295,6 +298,17 @@ def test_sensitivity_stage_by_stage(p2p: str, depth: int | None) -> None:
                 more = costs.replace(**{name: grown(entries, 2.0, index)})
                 makespan = known.schedule.simulate(more, p2p=p2p, depth=depth).makespan
                 assert growth[index] == makespan - known.timeline.makespan, (name, index)
+
+
+def check_cells(known, costs: dp.Costs, name: str, growth: Any, p2p: str, depth: int | None) -> None:
+    """Some cells of a table, each grown alone."""
+    table = np.array(getattr(costs, name))
+    assert growth.shape == table.shape
+    for row, column in list(np.ndindex(table.shape))[:: max(1, table.size // 6)]:
+        more = table.copy()
+        more[row, column] *= 2
+        makespan = known.schedule.simulate(costs.replace(**{name: more}), p2p=p2p, depth=depth).makespan
+        assert growth[row, column] == makespan - known.timeline.makespan, (name, row, column)
 
 
 def test_sensitivity_by_default_is_of_one_percent() -> None:

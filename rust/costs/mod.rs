@@ -72,9 +72,9 @@ impl Costs {
     /// Refuses negative, infinite and NaN costs; what does not depend on a schedule.
     pub fn check(&self) -> Result<(), Error> {
         self.forward.check("forward")?;
+        self.backward.iter().try_for_each(|cost| cost.check("backward"))?; // First: I and W may be its halves.
         self.backward_input.check("backward_input")?;
         self.backward_weight.check("backward_weight")?;
-        self.backward.iter().try_for_each(|cost| cost.check("backward"))?;
         self.overlap.iter().try_for_each(|cost| cost.check("overlap"))?;
         self.p2p.check("p2p")?;
         self.p2p_bytes.check("p2p_bytes")?;
@@ -122,11 +122,11 @@ impl Costs {
         given.into_iter().filter(|&(_, given)| given).map(|(name, _)| name).collect()
     }
 
-    /// The same with one of [`Costs::times`] multiplied; in one stage (or rank, of the optimizer) alone where
-    /// `only` says which of how many.
+    /// The same with one of [`Costs::times`] multiplied; in one stage (or rank, of the optimizer; or cell, of a table)
+    /// alone where `only` says which of how many.
     pub fn scaled(&self, name: &str, factor: f64, only: Option<(usize, usize)>) -> Costs {
         let mut costs = self.clone();
-        let table = |cost: &mut Table| *cost = cost.map(|cost| cost * factor);
+        let table = |cost: &mut Table| *cost = cost.scaled(factor, only);
         let numbers = |cost: &mut Numbers| *cost = cost.scaled(factor, only);
         match name {
             "forward" => numbers(&mut costs.forward),

@@ -29,22 +29,26 @@ fn check_cut(name: &'static str, entries: usize, parts: usize, most: usize) -> R
 }
 
 pub(super) fn check_one(name: &'static str, cost: f64) -> Result<(), Error> {
+    check_at(name, cost, String::new)
+}
+
+/// `place` says where the cost stands, in words such as " in entry 3".
+fn check_at(name: &'static str, cost: f64, place: impl FnOnce() -> String) -> Result<(), Error> {
     if cost.is_finite() && cost >= 0.0 {
         return Ok(());
     }
-    let problem = format!("is {cost:?}; a cost is a finite number that is not negative");
+    let problem = format!("is {cost:?}{}; a cost is a finite number that is not negative", place());
     Err(Error::Cost { name, problem })
 }
 
 impl Numbers {
     pub(super) fn check(&self, name: &'static str) -> Result<(), Error> {
-        self.all().iter().try_for_each(|&cost| check_one(name, cost))
-    }
-
-    fn all(&self) -> &[f64] {
         match self {
-            Numbers::One(number) => std::slice::from_ref(number),
-            Numbers::Each(numbers) => numbers,
+            Numbers::One(cost) => check_one(name, *cost),
+            Numbers::Each(costs) => {
+                let place = |index| move || format!(" in entry {index}");
+                costs.iter().enumerate().try_for_each(|(index, &cost)| check_at(name, cost, place(index)))
+            }
         }
     }
 
@@ -75,7 +79,7 @@ impl Numbers {
         })
     }
 
-    pub(super) fn scaled(&self, factor: f64, only: Option<(usize, usize)>) -> Numbers {
+    pub fn scaled(&self, factor: f64, only: Option<(usize, usize)>) -> Numbers {
         let Some((index, count)) = only else {
             return match self {
                 Numbers::One(number) => Numbers::One(number * factor),
@@ -93,7 +97,24 @@ impl Numbers {
 
 impl Table {
     pub(super) fn check(&self, name: &'static str) -> Result<(), Error> {
-        self.all().iter().try_for_each(|&cost| check_one(name, cost))
+        match self {
+            Table::One(cost) => check_one(name, *cost),
+            Table::Each { size, cells } => {
+                let place = |cell: usize| move || format!(" at [{}][{}]", cell / size, cell % size);
+                cells.iter().enumerate().try_for_each(|(cell, &cost)| check_at(name, cost, place(cell)))
+            }
+        }
+    }
+
+    /// All multiplied, or one cell of a square alone.
+    pub(super) fn scaled(&self, factor: f64, only: Option<(usize, usize)>) -> Table {
+        let mut scaled = self.clone();
+        match (&mut scaled, only) {
+            (Table::One(number), _) => *number *= factor,
+            (Table::Each { cells, .. }, None) => cells.iter_mut().for_each(|cell| *cell *= factor),
+            (Table::Each { cells, .. }, Some((cell, _))) => cells[cell] *= factor,
+        }
+        scaled
     }
 
     pub(super) fn check_bandwidth(&self) -> Result<(), Error> {
@@ -132,16 +153,6 @@ impl Table {
         match self {
             Table::One(number) => *number,
             Table::Each { size, cells } => cells[row * size + column],
-        }
-    }
-
-    pub(super) fn map(&self, f: impl Fn(f64) -> f64) -> Table {
-        match self {
-            Table::One(number) => Table::One(f(*number)),
-            Table::Each { size, cells } => Table::Each {
-                size: *size,
-                cells: cells.iter().map(|&cell| f(cell)).collect(),
-            },
         }
     }
 

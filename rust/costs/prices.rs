@@ -61,12 +61,11 @@ impl Costs {
         self.bytes(shape)?; // No timeline should turn out not to fit its own bytes.
         let (stages, ranks) = (shape.stages(), shape.ranks());
         let by_stage = |name, cost: &super::Numbers| cost.list(name, stages, "stage");
+        let full = self.backward.as_ref().map(|cost| by_stage("backward", cost)).transpose()?;
         let input = by_stage("backward_input", &self.backward_input)?;
         let weight = by_stage("backward_weight", &self.backward_weight)?;
-        let full = match &self.backward {
-            Some(cost) => by_stage("backward", cost)?,
-            None => input.iter().zip(&weight).map(|(input, weight)| input + weight).collect(),
-        };
+        let sum = || input.iter().zip(&weight).map(|(input, weight)| input + weight).collect();
+        let full = full.unwrap_or_else(sum);
         let mut by_kind = [by_stage("forward", &self.forward)?, input, weight, full];
         for (stage, [f, i, w]) in [(0, self.first_extra), (stages - 1, self.last_extra)] {
             for (kind, extra) in by_kind.iter_mut().zip([f, i, w, i + w]) {

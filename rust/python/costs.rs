@@ -7,14 +7,15 @@ use super::components::PyComponents;
 use super::errors::{UsageError, positive};
 use super::numbers::{given, given_table, numbers, one_number, some_items, table, three};
 use super::timeline::PyTimeline;
-use crate::costs::{Costs, MOST_STAGES, Table};
+use crate::costs::{Costs, MOST_STAGES, Numbers, Table};
 use crate::fit::{Clock, fit};
 use crate::overlap::Components;
 
 /// What an action, a pair, a hop and the end of a step cost, in a unit of time of your own, and the bytes held.
 ///
 /// `forward`, `backward_input`, `backward_weight` (default 1) and `backward` (a full backward; default I + W)
-/// are numbers, or sequences of one number a stage. `overlap` is the cost of a fused pair (default F + B
+/// are numbers, or sequences of one number a stage. Where `backward` is given and neither I nor W is, each is
+/// half of it. `overlap` is the cost of a fused pair (default F + B
 /// of its two stages: nothing gained): a number, or a table by [stage of the forward][stage of the backward].
 ///
 /// A tensor's way from a rank to another takes `p2p + p2p_bytes / p2p_bandwidth`, each a number or a table by
@@ -78,13 +79,15 @@ impl PyCosts {
     ) -> PyResult<Self> {
         let unit = Costs::default();
         let exchange = gradient_exchange.map(|cost| one_number("gradient_exchange", cost)).transpose()?;
+        let backward = numbers("backward", "stage", backward)?;
+        // A profile often has F and B alone.
+        let half = backward.as_ref().filter(|_| backward_input.is_none() && backward_weight.is_none());
+        let half = half.map_or(Numbers::One(1.0), |backward| backward.scaled(0.5, None));
         let costs = Costs {
             forward: numbers("forward", "stage", forward)?.unwrap_or(unit.forward),
-            backward_input: numbers("backward_input", "stage", backward_input)?
-                .unwrap_or(unit.backward_input),
-            backward_weight: numbers("backward_weight", "stage", backward_weight)?
-                .unwrap_or(unit.backward_weight),
-            backward: numbers("backward", "stage", backward)?,
+            backward_input: numbers("backward_input", "stage", backward_input)?.unwrap_or(half.clone()),
+            backward_weight: numbers("backward_weight", "stage", backward_weight)?.unwrap_or(half),
+            backward,
             overlap: table("overlap", "stage", overlap)?,
             p2p: table("p2p", "rank", p2p)?.unwrap_or(unit.p2p),
             p2p_bytes: table("p2p_bytes", "rank", p2p_bytes)?.unwrap_or(unit.p2p_bytes),

@@ -166,7 +166,8 @@ impl PyTimeline {
 
     /// By how much the makespan grows where a cost grows by `percent` (default 1), for each cost of time by the name
     /// it has in `Costs`, found by simulating again: floats, in the unit of the costs; with `each=True` float64
-    /// arrays, one number a stage (a rank, of the optimizer), for the costs that are by stage. UsageError for a
+    /// arrays, one number a stage (a rank, of the optimizer), for the costs that are by stage, and of a table's shape
+    /// for those that were given as tables. UsageError for a
     /// measured timeline: fit costs first, `Costs.from_timeline`. Uses all cores; Ctrl-C stops it.
     #[pyo3(signature = (percent = 1.0, *, each = false))]
     fn sensitivity<'py>(&self, py: Python<'py>, percent: f64, each: bool) -> PyResult<Bound<'py, PyDict>> {
@@ -179,6 +180,9 @@ impl PyTimeline {
             match change {
                 Change::Whole(change) => changes.set_item(name, change)?,
                 Change::Each(changed) => changes.set_item(name, changed.into_pyarray(py))?,
+                Change::Table { size, cells } => {
+                    changes.set_item(name, cells.into_pyarray(py).reshape([size, size])?)?
+                }
             }
         }
         Ok(changes)
