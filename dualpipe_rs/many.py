@@ -38,11 +38,10 @@ def simulate_many(
 
     Args:
         schedule: what to simulate; it is verified, and lowered for ``p2p``, once.
-        costs: an iterable of ``Costs``; or columns by the names of their fields (a pandas DataFrame, or a
-            mapping to numpy arrays or sequences)
-            whose first axis, of one length N in all of them, counts the simulations: ``{"overlap":
-            np.linspace(2, 3, N), "forward": array of shape (N, stages), "p2p": 0.1}``. A plain number holds
-            for all of them; a sequence never does, as its first axis is N.
+        costs: an iterable of ``Costs``; or columns by the names of their fields, in a pandas DataFrame or a
+            mapping: numpy arrays (or sequences) whose first axis, of one length N in all of them, counts the
+            simulations: ``{"overlap": np.linspace(2, 3, N), "forward": array of shape (N, stages), "p2p":
+            0.1}``. A plain number holds for all of them; a sequence never does, as its first axis is N.
         p2p, depth: as ``Schedule.verify`` takes them.
         threads: how many to use; as many as there are cores, if left out.
         progress: ``progress(done, total)`` is called now and then, in this thread, and at the end.
@@ -59,7 +58,7 @@ def simulate_many(
     """
     if isinstance(costs, Costs):
         raise UsageError("costs is one Costs; give several, or columns, or call schedule.simulate(costs)")
-    listed = list(costs) if not hasattr(costs, "items") else _rows(cast("Mapping[str, Any]", costs))
+    listed = _rows(cast("Mapping[str, Any]", costs)) if hasattr(costs, "items") else list(costs)
     for index, one in enumerate(listed):
         if not isinstance(one, Costs):
             raise UsageError(f"costs[{index}] is of type {type(one).__name__}; each is a Costs")
