@@ -9,7 +9,6 @@ import time
 import torch.nn.functional as F
 from workload import (
     MICROBATCHES,
-    RANKS,
     WARM_UP,
     Size,
     Span,
@@ -19,7 +18,6 @@ from workload import (
     pipeline_times,
     serial_gradients,
     squared_error,
-    stages_of,
 )
 
 import dualpipe_rs as dp
@@ -31,6 +29,7 @@ class Local:
         self.name = mode if split_weight_grad else f"{mode}, no split"
         self._interleaved = interleaved
         self._split = split_weight_grad
+        self._size = size
         self._reference = serial_gradients(size)
         self._stages = build_stages(size)
         self._inputs, self._labels = build_batch(size)
@@ -47,13 +46,13 @@ class Local:
         def on_rank(group: dp.LocalGroup) -> list[Span]:
             first = group.rank() == 0
             pipe = dp.DualPipeV(
-                [self._stages[s] for s in stages_of(group.rank())],
+                [self._stages[s] for s in self._size.stages_of(group.rank())],
                 process_group=group,
                 split_weight_grad=self._split,
             )
             return [self._step(pipe, first) for _ in range(steps)]
 
-        return dp.run_local(on_rank, RANKS, interleaved=self._interleaved, threads_per_rank=1)
+        return dp.run_local(on_rank, self._size.ranks, interleaved=self._interleaved, threads_per_rank=1)
 
     def _step(self, pipe: dp.DualPipeV, first: bool) -> Span:
         start = time.perf_counter()
@@ -64,13 +63,3 @@ class Local:
             labels=(self._labels,) if first else (),
         )
         return start, time.perf_counter()
-
-
-def predicted_bubble(forward: float, backward_input: float, backward_weight: float) -> float:
-    """The share of the ranks' time that the schedule alone leaves idle: hand-overs are free, and a fused pair
-    takes as long as its parts, since one thread runs both."""
-    costs = dp.Costs(
-        forward=forward, backward_input=backward_input, backward_weight=backward_weight, overlap=None
-    )
-    schedule = dp.schedule("dualpipev", num_ranks=RANKS, num_microbatches=MICROBATCHES)
-    return schedule.simulate(costs).bubble_ratio

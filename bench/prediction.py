@@ -18,12 +18,10 @@ import torch
 import torch.nn.functional as F
 from simulate import print_table
 from torch import nn
-from workload import Size, build_stages
+from workload import FULL, MICROBATCHES, build_stages
 
 import dualpipe_rs as dp
 
-FULL = Size("full", hidden=256, tokens=128, batch=2)
-MICROBATCHES = 20
 WARM_UP, STEPS = 2, 12
 FAMILIES = ("1f1b", "zb-h1", "dualpipe", "dualpipev")
 

@@ -11,35 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
-import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from local_row import Local, predicted_bubble
-from torch_row import Torch
-from workload import (
-    MICROBATCHES,
-    RANKS,
-    STAGES,
-    TOLERANCE,
-    Control,
-    Row,
-    Serial,
-    Size,
-    one_intra_op_thread,
-    stage_costs,
-)
+from local_row import Local
+from machine import Others, machine
+from process_row import ProcessRow
+from rounds import Costs, Times, simulated, take_turns
+from torch_row import torch_step
+from workload import FULL, MICROBATCHES, TINY, Control, Row, Serial, Size, one_intra_op_thread, stage_costs
 
-TINY = Size("tiny", hidden=16, tokens=4, batch=1)
-FULL = Size("full", hidden=256, tokens=128, batch=2)
 SIZES = (TINY, FULL)
 STEPS_A_TURN = {"tiny": 15, "full": 2}
-Times = dict[str, list[list[float]]]  # row -> round -> seconds of each step
 
 
 @dataclass(frozen=True)
@@ -48,22 +32,14 @@ class Measured:
 
     size: Size
     times: Times
-    costs: tuple[float, float, float]  # one stage's forward, backward for input and for weights, in seconds
+    costs: Costs
     bubble: float
-
-    def quartiles(self, row: str) -> list[float]:
-        return statistics.quantiles([t for turn in self.times[row] for t in turn], n=4)
-
-    def ratio(self, row: str, over: str) -> float:
-        """Median over the rounds of `row` / `over`: what slowed a whole round down cancels."""
-        turns = zip(self.times[row], self.times[over], strict=True)
-        return statistics.median(statistics.median(a) / statistics.median(b) for a, b in turns)
 
 
 def main() -> None:
     arguments = _arguments()
     rounds = 4 if arguments.quick else 15
-    print(_machine() + "\n")
+    print(_head() + "\n")
     others = Others()
     with one_intra_op_thread():
         measured = [measure(size, rounds) for size in SIZES]
@@ -77,25 +53,13 @@ def main() -> None:
 
 def measure(size: Size, rounds: int) -> Measured:
     with ExitStack() as stack:
-        rows: list[Row] = [Serial(size), Control(size), stack.enter_context(Torch(size))]
+        torch = stack.enter_context(ProcessRow("torch", size, torch_step))
+        rows: list[Row] = [Serial(size), Control(size), torch]
         for split in (True, False):
             rows += [Local(size, interleaved=i, split_weight_grad=split) for i in (False, True)]
-        for row in rows:
-            check(row, size)
-        times: Times = {row.name: [] for row in rows}
-        for number in range(rounds):
-            # Every other round goes backwards, so that no row always follows the same one.
-            for row in rows if number % 2 == 0 else reversed(rows):
-                times[row.name].append(row.times(STEPS_A_TURN[size.name]))
+        times = take_turns(rows, size, rounds, STEPS_A_TURN[size.name])
         costs = stage_costs(size, repeats=50 * rounds)
-    return Measured(size, times, costs, predicted_bubble(*costs))
-
-
-def check(row: Row, size: Size) -> None:
-    distance, norm = row.squared_error()
-    error = math.sqrt(distance / norm)
-    if not error <= TOLERANCE:
-        raise SystemExit(f"{row.name}, {size.name}: gradients are {error:.1e} off the serial ones; not timed")
+    return Measured(size, times, costs, simulated(size, costs).bubble_ratio)
 
 
 def table(measured: list[Measured]) -> str:
@@ -104,50 +68,31 @@ def table(measured: list[Measured]) -> str:
     for m in measured:
         heads += [f"{m.size.name}, ms", "quartiles", "serial / row", "torch / row"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
-    for row in measured[0].times:
+    for row in measured[0].times.seconds:
         lines.append([row] + [cell for m in measured for cell in _cells(m, row)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cells(m: Measured, row: str) -> list[str]:
-    low, median, high = (1e3 * t for t in m.quartiles(row))
+    low, median, high = (1e3 * t for t in m.times.quartiles(row))
     return [
         f"{median:.1f}",
         f"{low:.1f} to {high:.1f}",
-        f"{m.ratio('serial', row):.2f}",
-        f"{m.ratio('torch', row):.2f}",
+        f"{m.times.ratio('serial', row):.2f}",
+        f"{m.times.ratio('torch', row):.2f}",
     ]
 
 
 def bound(m: Measured) -> str:
     """How far `local threads` is from its bound: the control has no bubble, and the schedule has one."""
     f, i, w = (1e3 * c for c in m.costs)
-    limit = 1e3 * m.quartiles("control")[1] / (1 - m.bubble)
-    distance = m.ratio("local threads", "control") * (1 - m.bubble) - 1
+    limit = 1e3 * m.times.quartiles("control")[1] / (1 - m.bubble)
+    distance = m.times.ratio("local threads", "control") * (1 - m.bubble) - 1
     return (
         f"{m.size.name}: a stage takes F {f:.3f}, I {i:.3f}, W {w:.3f} ms, so the schedule's bubble is "
         f"{m.bubble:.1%}; control + bubble = {limit:.1f} ms, and local threads is {distance:+.1%} from it "
         "(median over the rounds)."
     )
-
-
-class Others:
-    """The processor time that was not ours while this object lived: a table made in company is worth less."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def report(self) -> str:
-        wall, machine, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
-        cores = (machine - own) / wall
-        return f"Other processes of the machine kept {cores:.2f} of {os.cpu_count()} cores busy meanwhile."
-
-    def _now(self) -> tuple[float, float, float]:
-        """Seconds of the clock, of all cores not idle, and of this process and its ended children (Linux)."""
-        user, nice, system, _idle, _iowait, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
-        machine = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-        own = os.times()
-        return own.elapsed, machine, sum(own[:4])
 
 
 def _arguments() -> argparse.Namespace:
@@ -157,28 +102,19 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _machine() -> str:
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+def _head() -> str:
     sizes = "; ".join(f"{s.name}: hidden {s.hidden}, {s.tokens} tokens, batch {s.batch}" for s in SIZES)
     return (
-        f"{os.cpu_count()} cores, {_cpu()}; {versions}; intra-op threads: 1 a rank, in every row.\n"
-        f"DualPipeV, {RANKS} ranks, {STAGES} stages, {MICROBATCHES} microbatches, fp32; microbatch {sizes}."
+        f"{machine()}\n"
+        f"DualPipeV, {TINY.ranks} ranks, {TINY.stages} stages, {MICROBATCHES} microbatches, fp32; "
+        f"microbatch {sizes}."
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _record(measured: list[Measured]) -> dict[str, object]:
     return {
-        "machine": _machine(),
-        "seconds": {m.size.name: m.times for m in measured},
+        "machine": _head(),
+        "seconds": {m.size.name: m.times.seconds for m in measured},
         "stage_costs": {m.size.name: m.costs for m in measured},
         "bubble_ratio": {m.size.name: m.bubble for m in measured},
     }

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RANKS = 2
-STAGES = 2 * RANKS
 MICROBATCHES = 20
 TOLERANCE = 1e-5  # of the relative gradient error, in fp32
 WARM_UP = 1  # steps thrown away each time a row's turn comes: the rows before it have emptied the caches
@@ -35,6 +33,19 @@ class Size:
     hidden: int
     tokens: int
     batch: int  # sequences a microbatch
+    ranks: int = 2
+
+    @property
+    def stages(self) -> int:
+        return 2 * self.ranks
+
+    def stages_of(self, rank: int) -> tuple[int, int]:
+        """DualPipeV's."""
+        return rank, self.stages - 1 - rank
+
+
+TINY = Size("tiny", hidden=16, tokens=4, batch=1)
+FULL = Size("full", hidden=256, tokens=128, batch=2)
 
 
 class Row(Protocol):
@@ -61,15 +72,11 @@ def one_intra_op_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def stages_of(rank: int) -> tuple[int, int]:
-    return rank, STAGES - 1 - rank
-
-
 def build_stages(size: Size) -> list[nn.Module]:
     """The same weights on every call, in every process."""
     torch.manual_seed(0)
     h = size.hidden
-    return [nn.Sequential(nn.Linear(h, 4 * h), nn.GELU(), nn.Linear(4 * h, h)) for _ in range(STAGES)]
+    return [nn.Sequential(nn.Linear(h, 4 * h), nn.GELU(), nn.Linear(4 * h, h)) for _ in range(size.stages)]
 
 
 def build_batch(size: Size) -> tuple[Tensor, Tensor]:
@@ -154,6 +161,7 @@ class Control:
     name = "control"
 
     def __init__(self, size: Size) -> None:
+        self._size = size
         self._reference = serial_gradients(size)
         self._stages = build_stages(size)
         self._labels = build_batch(size)[1].chunk(MICROBATCHES)
@@ -169,9 +177,10 @@ class Control:
 
     def _run(self, steps: int) -> list[float]:
         starts: list[float] = []
-        barrier = threading.Barrier(RANKS, action=lambda: starts.append(time.perf_counter()))
-        with ThreadPoolExecutor(RANKS) as pool:
-            ends = list(pool.map(lambda rank: self._rank(rank, steps, barrier), range(RANKS)))
+        ranks = self._size.ranks
+        barrier = threading.Barrier(ranks, action=lambda: starts.append(time.perf_counter()))
+        with ThreadPoolExecutor(ranks) as pool:
+            ends = list(pool.map(lambda rank: self._rank(rank, steps, barrier), range(ranks)))
         return [max(last) - start for start, last in zip(starts, zip(*ends, strict=True), strict=True)]
 
     def _rank(self, rank: int, steps: int, barrier: threading.Barrier) -> list[float]:
@@ -180,7 +189,7 @@ class Control:
         for _ in range(steps):
             barrier.wait()
             for microbatch in range(MICROBATCHES):
-                for stage in stages_of(rank):
+                for stage in self._size.stages_of(rank):
                     self._forward_backward(stage, microbatch)
             ends.append(time.perf_counter())
         return ends
@@ -188,7 +197,7 @@ class Control:
     def _forward_backward(self, stage: int, microbatch: int) -> None:
         x = self._inputs[microbatch][stage].detach().requires_grad_(stage > 0)
         output = self._stages[stage](x)
-        if stage == STAGES - 1:
+        if stage == self._size.stages - 1:
             F.mse_loss(output, self._labels[microbatch]).backward()
         else:
             output.backward(self._output_gradients[microbatch][stage])
