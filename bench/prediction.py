@@ -16,7 +16,7 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from simulate import print_table
+from report import print_table
 from torch import nn
 from workload import FULL, MICROBATCHES, build_stages
 

@@ -10,10 +10,11 @@ import multiprocessing as mp
 import os
 import signal
 import statistics
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -119,7 +120,8 @@ class ProcessRow:
 
     def _ask(self, request: str | int) -> list[Any]:
         for pipe in self._pipes:
-            pipe.send(request)
+            with suppress(OSError):  # of a rank that died: the answer that does not come says it
+                pipe.send(request)
         ranks = range(self._size.ranks)
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + TIMEOUT
@@ -135,7 +137,7 @@ class ProcessRow:
     def _receive(self, rank: int) -> Any:
         try:
             answer = self._pipes[rank].recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError(f"{self.name}: rank {rank} died without a word") from None
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name}: rank {rank} failed:\n{answer}")
@@ -194,6 +196,7 @@ class _Rank:
 
 def _serve(rank: int, store: tuple[str, int], place: Place, size: Size, make: Make, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         place.enter()
@@ -206,6 +209,14 @@ def _serve(rank: int, store: tuple[str, int], place: Place, size: Size, make: Ma
         dist.destroy_process_group()
     except Exception:
         pipe.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    """Also where a rank waits for another: a parent that was killed has ended nobody."""
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _join(rank: int, address: tuple[str, int], ranks: int) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from report import print_table
 from timing import median, timed, torch_compute
 from torch.distributed.pipelining import schedules
 
@@ -39,12 +40,6 @@ def main() -> None:
     heads = ["schedule", "million actions", "ns an action, all", "bytes an action, all"]
     print_table(heads, [growth(*size) for size in GROWTH])
     explained()
-
-
-def print_table(heads: list[str], rows: list[list[str]]) -> None:
-    print("| " + " | ".join(heads) + " |\n| --- |" + " ---: |" * (len(heads) - 1))
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
 
 
 def row(ranks: int, microbatches: int) -> list[str]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_row import Local
-from machine import Others, machine
 from process_row import ProcessRow
+from report import Others, machine
 from rounds import Costs, Times, simulated, take_turns
 from torch_row import torch_step
 from workload import FULL, MICROBATCHES, TINY, Control, Row, Serial, Size, one_intra_op_thread, stage_costs

@@ -1,4 +1,4 @@
-"""What a table says of the machine it was taken on."""
+"""How a table is printed, and what is said of the machine it was taken on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
+
+
+def print_table(heads: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(heads) + " |\n| --- |" + " ---: |" * (len(heads) - 1))
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
 
 
 class Others:
