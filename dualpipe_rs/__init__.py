@@ -38,6 +38,7 @@ from dualpipe_rs.many import simulate_many
 if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import utils
+    from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
@@ -49,6 +50,8 @@ _LAZY = {
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
+    "set_p2p_tensor_dtype": "declared",
+    "set_p2p_tensor_shapes": "declared",
     "split_weight_grad": "weight_grad",
 }
 
@@ -79,6 +82,8 @@ __all__ = [
     "run_local",
     "schedule",
     "schedule_names",
+    "set_p2p_tensor_dtype",
+    "set_p2p_tensor_shapes",
     "simulate_many",
     "split_weight_grad",
     "utils",
