@@ -46,6 +46,7 @@ bench: $(VENV)/built
 	$(BIN)/python bench/simulate.py
 	$(BIN)/python bench/prediction.py
 	$(BIN)/python bench/step.py
+	$(BIN)/python bench/processes.py
 
 # The packages, from pyproject.toml's extras.
 $(VENV)/packages: pyproject.toml

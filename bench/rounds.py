@@ -46,12 +46,14 @@ def check(row: Row, size: Size) -> None:
         raise SystemExit(f"{row.name}, {size.name}: gradients are {error:.1e} off the serial ones; not timed")
 
 
-def simulated(size: Size, costs: Costs, p2p: str = "eager", hop: float = 0.0) -> dp.Timeline:
+def simulated(
+    size: Size, costs: Costs, p2p: str = "eager", hop: float = 0.0, schedule: str = "dualpipev"
+) -> dp.Timeline:
     """The schedule alone, with a core a rank: a fused pair takes as long as its parts, since one thread runs
     both, and a hand-over takes `hop` seconds and no rank's time."""
     forward, backward_input, backward_weight = costs
     priced = dp.Costs(
         forward=forward, backward_input=backward_input, backward_weight=backward_weight, overlap=None, p2p=hop
     )
-    schedule = dp.schedule("dualpipev", num_ranks=size.ranks, num_microbatches=MICROBATCHES)
-    return schedule.simulate(priced, p2p=p2p)
+    made = dp.schedule(schedule, num_ranks=size.ranks, num_microbatches=MICROBATCHES)
+    return made.simulate(priced, p2p=p2p)
