@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dualpipe_rs.copies import as_bytes, from_bytes
 from dualpipe_rs.groups import Group, ProcessesGroup
+from dualpipe_rs.process_groups import make_rounds
 
 T = TypeVar("T")
 Key = tuple[int, ...]
@@ -87,9 +88,9 @@ class ProcessHolders:
 
     Args:
         group: the pipeline's.
-        holders: the holders' ranks in the whole job, by each key that this one belongs to.
-        rounds: all keys of the pipeline in the order in which their groups are made; those of one round have
-            no member in common.
+        holders: the holders' ranks in the whole job, by key, of all keys.
+        rounds: the keys with several holders in the order in which their groups are made; those of one round
+            have no member in common.
         devices: the device types of this rank's parameters.
     """
 
@@ -97,25 +98,23 @@ class ProcessHolders:
         self,
         group: ProcessesGroup,
         holders: Mapping[Key, tuple[int, ...]],
-        rounds: Iterable[Iterable[Key]],
+        rounds: Sequence[Sequence[Key]],
         devices: Iterable[str],
     ) -> None:
         self._group = group
         self._ranks = dict(holders)
-        own = group.global_ranks[group.rank()]
-        self._own = own
-        backends = ",".join(["cpu:gloo", *(f"{d}:{group.backend_for(d)}" for d in devices if d != "cpu")])
+        self._own = group.global_ranks[group.rank()]
+        more = (f"{d}:{group.backend_for(torch.device(d))}" for d in devices if d != "cpu")
+        backend = ",".join(["cpu:gloo", *more])
+        with group.at("makes a group of the ranks that hold the same parameters"):
+            made = make_rounds(
+                self._own, [[holders[key] for key in keys] for keys in rounds], group.timeout, backend
+            )
         self._groups: dict[Key, Any] = {}
-        for keys in rounds:
-            mine = next((key for key in keys if len(self._ranks.get(key, ())) > 1), None)
-            # torch names a group by how many a process has made, so who is in none this time makes one alone.
-            ranks = [own] if mine is None else list(self._ranks[mine])
-            with group.at("makes a group of the ranks that hold the same stages"):
-                made = dist.new_group(
-                    ranks, timeout=group.timeout, backend=backends, use_local_synchronization=True
-                )
-            if mine is not None:
-                self._groups[mine] = made
+        for keys, process_group in zip(rounds, made, strict=True):
+            for key in keys:
+                if self._own in holders[key]:
+                    self._groups[key] = process_group
 
     def ranks(self, key: Key) -> tuple[int, ...]:
         """See :class:`Holders`."""

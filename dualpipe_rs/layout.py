@@ -18,6 +18,7 @@ from dualpipe_rs.copies import Held, Place, held_by
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.groups import Group
 from dualpipe_rs.holders import Holders, Key, LocalHolders, ProcessHolders
+from dualpipe_rs.process_groups import catch_up, made_so_far
 
 Stages = Callable[[], Mapping[int, nn.Module]]
 Ties = Mapping[str, Sequence[Place]]
@@ -31,6 +32,7 @@ class _Told:
     stages: tuple[int, ...]
     ties: Mapping[str, tuple[tuple[Any, ...], int]]  # shape and type, and in how many places
     replicas: tuple[int, ...] | None  # global ranks of its data-parallel group
+    groups_made: int
 
 
 class Layout:
@@ -97,17 +99,20 @@ class Layout:
                     "are threads of one process; run the pipeline's ranks as processes, too"
                 )
             return LocalHolders(group)
-        processes: Any = group
-        ranks = [member.replicas or (processes.global_ranks[number],) for number, member in enumerate(told)]
-        keys = [set(self._mirrors), *({key} for key in dict.fromkeys(self._tie_keys.values()))]
-        rounds = [keys[0], *(key for key in keys[1:] if not key <= keys[0])]
-        everyone = {key: tuple(sorted(chain(*(ranks[m] for m in key)))) for key in chain(*rounds)}
+        return self._reached_by_processes(group, told, data_parallel)
+
+    def _reached_by_processes(self, group: Any, told: Sequence[_Told], data_parallel: Any) -> Holders:
+        ranks = [member.replicas or (group.global_ranks[number],) for number, member in enumerate(told)]
+        keys = [sorted({*self._mirrors}), *([key] for key in dict.fromkeys(self._tie_keys.values()))]
+        rounds = [keys[0], *(key for key in keys[1:] if key[0] not in keys[0])]
+        holders = {key: tuple(sorted(chain(*(ranks[member] for member in key)))) for key in chain(*rounds)}
+        agreed = max(member.groups_made for member in told)
         if self.replicas > 1:
-            _check_alike(processes, everyone, data_parallel)
-        mine = {key: holders for key, holders in everyone.items() if self._member in key}
-        alone = self.replicas == 1 and all(len(key) == 1 for key in keys[0])
+            agreed = _agreed(group, sorted(holders.items()), agreed, data_parallel)
+        catch_up(group.global_ranks[self._member], agreed)
+        several = [key for key in rounds if any(len(holders[one]) > 1 for one in key)]
         devices = sorted({p.device.type for module in self._stages().values() for p in module.parameters()})
-        return ProcessHolders(processes, mine, rounds[1:] if alone else rounds, devices)
+        return ProcessHolders(group, holders, several, devices)
 
 
 def _told(rank: int, stages: Mapping[int, nn.Module], ties: Ties, data_parallel: Any) -> _Told:
@@ -116,7 +121,7 @@ def _told(rank: int, stages: Mapping[int, nn.Module], ties: Ties, data_parallel:
         first = stages[places[0][0]].get_parameter(places[0][1])
         shapes[tie] = ((tuple(first.shape), str(first.dtype)), len(places))
     replicas = None if data_parallel is None else tuple(dist.get_process_group_ranks(data_parallel))
-    return _Told(rank, tuple(sorted(stages)), shapes, replicas)
+    return _Told(rank, tuple(sorted(stages)), shapes, replicas, made_so_far())
 
 
 def _mirrors(told: Sequence[_Told], member: int) -> Key:
@@ -148,14 +153,15 @@ def _check_replicas(told: Sequence[_Told]) -> None:
         )
 
 
-def _check_alike(group: Any, everyone: Mapping[Key, tuple[int, ...]], data_parallel: Any) -> None:
-    """All replicas must find the same holders, or their groups would wait for each other for ever."""
+def _agreed(group: Any, holders: Any, groups_made: int, data_parallel: Any) -> int:
+    """Sees that all replicas find the same holders, as their groups need; returns the most groups made."""
     told: list[Any] = [None] * dist.get_world_size(data_parallel)
     with group.at("compares who holds what with the other pipelines"):
-        dist.all_gather_object(told, sorted(everyone.items()), group=data_parallel)
-    if any(other != told[0] for other in told):
+        dist.all_gather_object(told, (holders, groups_made), group=data_parallel)
+    if any(other != told[0][0] for other, _ in told):
         raise UsageError(
             "the data-parallel replicas of this pipeline do not find the same holders for their stages; the "
             "ranks of a data-parallel group hold the same stages, one in each pipeline, under the same "
             "schedule and with the same ties"
         )
+    return max(made for _, made in told)
