@@ -36,6 +36,7 @@ from dualpipe_rs.distributed.layouts import Table
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
+from dualpipe_rs.process_groups import catch_up, made_so_far, make_rounds
 
 log = logging.getLogger("dualpipe_rs")
 
@@ -149,13 +150,8 @@ class DistributedGroup:
                 "pipeline "
                 "have them in one kind of place"
             )
-        members = sorted({(self._members[a], self._members[b]) for a, b in edges})
-        for a, b in members if own is None else []:
-            if self._rank in (a, b):
-                pair = sorted((self.global_ranks[a], self.global_ranks[b]))
-                self._edges[a, b] = dist.new_group(
-                    pair, timeout=self.timeout, backend=backend, use_local_synchronization=True
-                )
+        if own is None:
+            self._make_edges([(self._members[a], self._members[b]) for a, b in edges], backend)
         self._links = Links(self.process_group, self._edges)
 
     # -- together ---------------------------------------------------------------------------------
@@ -381,6 +377,14 @@ class DistributedGroup:
         doing, since = self._doing
         return Place(self._numbering[self._rank], doing, time.monotonic() - since)
 
+    def _make_edges(self, edges: list[tuple[int, int]], backend: str) -> None:
+        rounds = _rounds(edges)
+        ranks = [[sorted((self.global_ranks[a], self.global_ranks[b])) for a, b in edges] for edges in rounds]
+        with self.at("makes a group for each directed edge"):
+            made = make_rounds(self.global_ranks[self._rank], ranks, self.timeout, backend)
+        for edges_at_once, group in zip(rounds, made, strict=True):
+            self._edges.update({edge: group for edge in edges_at_once if self._rank in edge})
+
     # -- meetings ---------------------------------------------------------------------------------
 
     def _meet(self, purpose: str, *numbers: int, refused: bool = False) -> list[list[int]]:
@@ -450,8 +454,11 @@ class DistributedGroup:
         _made[name] += 1
         base = dist.distributed_c10d._get_default_store()
         store = dist.PrefixStore(f"dualpipe_rs/{name}/{number}", base)
-        store.set(f"here/{self._rank}", "")
+        here = [f"here/{member}" for member in range(self._size)]
+        store.set(here[self._rank], str(made_so_far()))
         try:
+            store.wait(here, self.timeout)
+            catch_up(self.global_ranks[self._rank], max(int(store.get(key)) for key in here))
             group = dist.new_group(
                 self.global_ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=True
             )
@@ -493,6 +500,19 @@ def process_group(given: Any) -> Any | None:
     if given is dist.GroupMember.NON_GROUP_MEMBER:
         raise UsageError("this process is no member of the process_group; only members build the pipeline")
     return given if isinstance(given, dist.ProcessGroup) else None
+
+
+def _rounds(edges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The edges in as many rounds as it takes for none to share a member with another of its round."""
+    rounds: list[list[tuple[int, int]]] = []
+    for edge in sorted(edges):
+        free = (made for made in rounds if not {*edge} & {member for other in made for member in other})
+        found = next(free, None)
+        if found is None:
+            rounds.append([edge])
+        else:
+            found.append(edge)
+    return rounds
 
 
 def _is_here(store: Any, member: int) -> bool:
