@@ -9,7 +9,6 @@ wire.py's.
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
 import socket
 import time
@@ -36,9 +35,8 @@ from dualpipe_rs.distributed.layouts import Table
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
+from dualpipe_rs.logs import log
 from dualpipe_rs.process_groups import catch_up, made_so_far, make_rounds
-
-log = logging.getLogger("dualpipe_rs")
 
 #: How long ranks are given to say where they are once one is lost, in seconds.
 _GRACE = 2.0
