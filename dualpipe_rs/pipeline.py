@@ -219,7 +219,7 @@ class Pipeline(nn.Module):
             )
         if training:
             self._replicas.before_training()
-        with self._running():
+        with self._running(worker):
             timeline = self.group.step(schedule, worker, self.rank, self._settings(), self.p2p)
         self.timeline = timeline if self._measure else None
         if self.timeline is not None:
@@ -399,7 +399,7 @@ class Pipeline(nn.Module):
         )
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self, worker: Worker) -> Iterator[None]:
         """Binds the weight-gradient store for the step; after a failure leaves no trace of it."""
         without = [p for p in self.parameters() if p.grad is None]
         accumulating = any(p.grad is not None for p in self.parameters())
@@ -412,7 +412,7 @@ class Pipeline(nn.Module):
             self._store.clear()
             for parameter in without:
                 parameter.grad = None
-            if accumulating and isinstance(error, RankError):
+            if accumulating and worker.has_begun and isinstance(error, RankError):
                 advice = "gradients that were there before the step may hold a part of it now: zero them"
                 error.args = (f"{error.args[0]} ({advice})",)
             raise
@@ -487,8 +487,7 @@ def _group(given: Any, **options: Any) -> Any:
             return DistributedGroup(found, **options) if found.size() > 1 else _core.local_groups(1)[0]
     raise UsageError(
         f"process_group is of type {type(group).__name__}; give a ProcessGroup of torch.distributed, once "
-        "that is "
-        "initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
+        "that is initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
     )
 
 

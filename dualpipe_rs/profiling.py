@@ -107,8 +107,7 @@ def _full_schedule(scheduler: Schedule | str | None, num_ranks: int | None, num_
         return _core.schedule(scheduler, num_ranks, num_chunks)
     raise UsageError(
         f"scheduler is {scheduler!r}; to profile a model give a dualpipe_rs.Schedule, or the name of one "
-        "with "
-        "num_ranks and num_chunks"
+        "with num_ranks and num_chunks"
     )
 
 
