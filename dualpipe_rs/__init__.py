@@ -39,17 +39,21 @@ if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
+    from dualpipe_rs.grad_scaler import GradScaler
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
+    from dualpipe_rs.profiling import profile_schedule
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
 
 # Where the names that need torch live.
 _LAZY = {
     "DualPipe": "pipeline",
     "DualPipeV": "pipeline",
+    "GradScaler": "grad_scaler",
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
+    "profile_schedule": "profiling",
     "set_p2p_tensor_dtype": "declared",
     "set_p2p_tensor_shapes": "declared",
     "split_weight_grad": "weight_grad",
@@ -64,6 +68,7 @@ __all__ = [
     "Error",
     "Figure",
     "Formula",
+    "GradScaler",
     "LocalGroup",
     "Pipeline",
     "Program",
@@ -79,6 +84,7 @@ __all__ = [
     "formula",
     "jitter",
     "partition",
+    "profile_schedule",
     "run_local",
     "schedule",
     "schedule_names",

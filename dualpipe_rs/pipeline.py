@@ -10,25 +10,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dualpipe_rs._core as _core
-from dualpipe_rs import generator_gate
+from dualpipe_rs import clipping, generator_gate, zero
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
+from dualpipe_rs.data_parallel import unwrapped
 from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
+from dualpipe_rs.logs import log_step
 from dualpipe_rs.replicas import Replicas
+from dualpipe_rs.ties import ties_of
 from dualpipe_rs.utils import Tensors
 from dualpipe_rs.worker import Worker, accepted_keywords, autocast_devices
 
 #: The longest timeout, in seconds: a year.
 _LONGEST = 3.2e7
+
+#: What ``tied`` takes: each tie's name, and this rank's parameter, or several where its stages have copies.
+Tied = Mapping[str, nn.Parameter | Sequence[nn.Parameter]]
+_NO_TIES: Tied = MappingProxyType({})
 
 
 class Pipeline(nn.Module):
@@ -56,10 +64,18 @@ class Pipeline(nn.Module):
             first training step hold, so that room for a tensor is made before it is sent, and a change
             raises; inference may change with its inputs. It matters between processes alone.
         measure: keep the times of each step in ``timeline``.
+        data_parallel_group: the process group of the ranks that hold the same stages in other pipelines,
+            which train on other data. Stages that come in a ``DistributedDataParallel`` are taken out of it,
+            and its group is used. :meth:`sync_gradients` averages over it.
+        tied: parameters that are one in the model and stand in several stages: a name for each such
+            parameter, the same on all ranks, and this rank's object (or objects, where its stages have a
+            copy each). Ranks that hold none leave it out. Those that :func:`~dualpipe_rs.partition` found
+            shared are tied without it.
 
     Attributes:
         module: the stages.
         rank, num_ranks: this rank in the schedule, and how many there are.
+        p2p: who waits for whom, as given.
         timeline: the measured :class:`~dualpipe_rs.Timeline` of the last step, all ranks of it, in
             seconds; ``None`` before the first, and with ``measure=False``. On a GPU these are the times of
             the host, which runs ahead.
@@ -83,6 +99,8 @@ class Pipeline(nn.Module):
         p2p: str = "eager",
         dynamic_shapes: bool = False,
         measure: bool = True,
+        data_parallel_group: Any = None,
+        tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__()
         _check_options(
@@ -98,32 +116,31 @@ class Pipeline(nn.Module):
         self.batch_dim = batch_dim
         self.timeline: Timeline | None = None
         self._given = schedule
-        self._p2p = p2p
+        self.p2p = p2p
         self._measure = measure
         self._declared = declared()
         self._schedules: dict[tuple[int, bool], Schedule] = {}
         self._store = wg.Store()
         with self._or_refuse():
-            self._build(modules, rank_mapping, split_weight_grad)
+            self.rank = _own_rank(self.group, rank_mapping)
+            self._build(modules, data_parallel_group, tied)
+            if split_weight_grad:
+                wg.split_weight_grad(self.module)
 
-    def _build(
-        self, modules: Sequence[nn.Module], rank_mapping: Sequence[int] | None, split_weight_grad: bool
-    ) -> None:
-        self.rank = _own_rank(self.group, rank_mapping)
+    def _build(self, modules: Sequence[nn.Module], data_parallel_group: Any, tied: Tied) -> None:
         probe = self._probe()
-        if self._p2p != "eager":
-            probe.verify(self._p2p)
+        if self.p2p != "eager":
+            probe.verify(self.p2p)
         self._stages = probe.stages_of(self.rank)
-        self.module = nn.ModuleList(_checked_modules(modules, self._stages, probe, self.rank))
+        given = _checked_modules(modules, self._stages, probe, self.rank)
+        bare, replicas = unwrapped(given, self._stages, data_parallel_group)
+        self.module = nn.ModuleList(bare)
         if isinstance(self.group, LocalGroup):
             claim_modules(self.group, self._by_stage())
         else:
             self.group.connect(_edges(probe), _device_of(self.module), self.rank)
-        self._replicas: Replicas | None = None
-        if probe.placement == "bidirectional":
-            self._replicas = self._find_replicas(rank_mapping)
-        if split_weight_grad:
-            wg.split_weight_grad(self.module)
+        ties = ties_of(self._by_stage(), tied)
+        self._replicas = Replicas(self.group, self.rank, self._by_stage, ties, replicas)
 
     def step(
         self,
@@ -200,11 +217,13 @@ class Pipeline(nn.Module):
                 declared=self._settled_declaration(),
                 around=generator_gate.SharedGenerator(),
             )
-        if training and self._replicas is not None:
+        if training:
             self._replicas.before_training()
-        with self._running():
-            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self._p2p)
+        with self._running(worker):
+            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self.p2p)
         self.timeline = timeline if self._measure else None
+        if self.timeline is not None:
+            log_step(self.timeline, self.rank)
         losses = worker.losses
         if gather_loss:
             everywhere = self.group.exchange(losses, "gathers the losses")
@@ -212,16 +231,98 @@ class Pipeline(nn.Module):
         return gathered(losses, worker.outputs, self.batch_dim)
 
     def sync_gradients(self) -> None:
-        """Sums the gradients of stages that live on two ranks (DualPipe), so that both copies have the sum.
+        """Makes the gradients of all copies of a parameter equal: one flat sum a type over their holders.
 
-        All ranks of the group call it, once, after the last accumulated step and before the optimizer's.
-        A missing gradient counts as zero. Under other placements there is nothing to do.
+        Copies of a stage on two ranks (DualPipe) saw a half each of the microbatches, and those of tied
+        parameters a use each: they are summed. Data-parallel replicas are averaged, as
+        ``DistributedDataParallel`` does. A missing gradient counts as zero, and stays ``None`` where all
+        are. Without any copies there is nothing to do.
+
+        All ranks call it, once, after the last accumulated step and before the optimizer's.
 
         Raises:
-            UsageError: it was called on these gradients before.
+            UsageError: it was called on these gradients before, a gradient is sparse, or the holders' copies
+                are not of one kind.
         """
-        if self._replicas is not None:
-            self._replicas.sum_gradients()
+        self._replicas.sum_gradients()
+
+    def assert_replicas_equal(self) -> None:
+        """Compares all copies of each parameter, bit for bit (not of buffers). All ranks call it.
+
+        Raises:
+            UsageError: on every rank: a copy differs. The message names stage, parameter and two ranks.
+        """
+        self._replicas.assert_equal()
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Scales the gradients so that their norm over the whole model is at most ``max_norm``, in place.
+
+        As ``torch.nn.utils.clip_grad_norm_`` on the uncut model: each stage, shared parameter and tie counts
+        once. All ranks call it, after :meth:`sync_gradients`.
+
+        Args:
+            max_norm: the greatest norm allowed.
+            norm_type: its order, such as 2 or ``math.inf``.
+            error_if_nonfinite: raise if the norm is infinite or not a number.
+
+        Returns:
+            The norm before clipping, a float64 tensor of shape (), the same on every rank.
+
+        Raises:
+            RuntimeError: on every rank: the norm is not finite and ``error_if_nonfinite`` is set.
+        """
+        return clipping.clip_grad_norm_(
+            self.group, self._replicas.layout, max_norm, norm_type, error_if_nonfinite
+        )
+
+    def zero1(
+        self,
+        optimizer_class: type[torch.optim.Optimizer],
+        *,
+        param_groups: zero.ParamGroups | None = None,
+        **options: Any,
+    ) -> torch.optim.Optimizer:
+        """An optimizer of which each state is kept on one rank alone (ZeRO-1). All ranks call it.
+
+        Each parameter is stepped by one of its holders: under DualPipe a rank steps one of its two stages and
+        its mirror the other; between data-parallel replicas parameters are shared out by size. After each
+        ``optimizer.step()``, which all ranks call, the holder sends the others the result. The gradients of
+        all copies must be equal: :meth:`sync_gradients` first. ``optimizer.zero_grad()`` clears all
+        gradients of this rank; schedulers of the learning rate work as with any optimizer.
+
+        Args:
+            optimizer_class: such as ``torch.optim.AdamW``; of the kind that steps each parameter alone.
+            param_groups: takes a list of (name, parameter), this rank's share under names such as
+                ``"3.weight"`` (stage 3), and returns parameter groups of it. By default all are one group.
+            options: the optimizer's own, such as ``lr``.
+
+        Raises:
+            UsageError: ``optimizer_class`` is no optimizer's, or a group holds what another rank steps.
+        """
+        return self._replicas.zero1(optimizer_class, param_groups, options)
+
+    def schedule_for(self, num_chunks: int = 0) -> Schedule:
+        """The order of a training step of so many microbatches, to be shown or simulated.
+
+        Raises:
+            UsageError: the pipeline's schedule does not exist for them.
+        """
+        if isinstance(self._given, str):
+            try:
+                return _core.schedule(self._given, self.num_ranks, num_chunks)
+            except UsageError as error:
+                left_out = (
+                    "" if num_chunks else "num_chunks, the number of microbatches, was left out or is 0: "
+                )
+                raise UsageError(f"{left_out}{error}") from None
+        if num_chunks not in (0, self._given.num_microbatches):
+            raise UsageError(
+                f"num_chunks={num_chunks}, and the schedule has {self._given.num_microbatches} microbatches; "
+                "leave num_chunks out, or give a schedule for it"
+            )
+        return self._given
 
     def extra_repr(self) -> str:
         """The schedule and the rank, for the module's repr."""
@@ -261,25 +362,9 @@ class Pipeline(nn.Module):
     def _schedule(self, num_chunks: int, training: bool) -> Schedule:
         key = (num_chunks, training)
         if key not in self._schedules:
-            schedule = self._full_schedule(num_chunks)
+            schedule = self.schedule_for(num_chunks)
             self._schedules[key] = schedule if training else schedule.forward_only()
         return self._schedules[key]
-
-    def _full_schedule(self, num_chunks: int) -> Schedule:
-        if isinstance(self._given, str):
-            try:
-                return _core.schedule(self._given, self.num_ranks, num_chunks)
-            except UsageError as error:
-                left_out = (
-                    "" if num_chunks else "num_chunks, the number of microbatches, was left out or is 0: "
-                )
-                raise UsageError(f"{left_out}{error}") from None
-        if num_chunks not in (0, self._given.num_microbatches):
-            raise UsageError(
-                f"num_chunks={num_chunks}, and the schedule has {self._given.num_microbatches} microbatches; "
-                "leave num_chunks out, or give a schedule for it"
-            )
-        return self._given
 
     # -- around the run ---------------------------------------------------------------------------
 
@@ -303,11 +388,6 @@ class Pipeline(nn.Module):
             self._declared = declared()
         return self._declared
 
-    def _find_replicas(self, rank_mapping: Sequence[int] | None) -> Replicas:
-        other = self.num_ranks - 1 - self.rank
-        partner = other if rank_mapping is None else list(rank_mapping).index(other)
-        return Replicas(self.group, partner, self.rank < other, self._by_stage)
-
     def _settings(self) -> str:
         """What holds for the thread alone, where one thread computes for all ranks."""
         if not self.group.interleaved:
@@ -319,7 +399,7 @@ class Pipeline(nn.Module):
         )
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self, worker: Worker) -> Iterator[None]:
         """Binds the weight-gradient store for the step; after a failure leaves no trace of it."""
         without = [p for p in self.parameters() if p.grad is None]
         accumulating = any(p.grad is not None for p in self.parameters())
@@ -332,7 +412,7 @@ class Pipeline(nn.Module):
             self._store.clear()
             for parameter in without:
                 parameter.grad = None
-            if accumulating and isinstance(error, RankError):
+            if accumulating and worker.has_begun and isinstance(error, RankError):
                 advice = "gradients that were there before the step may hold a part of it now: zero them"
                 error.args = (f"{error.args[0]} ({advice})",)
             raise
@@ -344,9 +424,9 @@ class Pipeline(nn.Module):
 class DualPipe(Pipeline):
     """DeepSeek's DualPipe: two pipelines in opposite directions over the same ranks.
 
-    Rank r holds stages r and p−1−r, so the modules of ranks r and p−1−r must start equal, and their
-    gradients be summed after each step (:meth:`~Pipeline.sync_gradients`). ``step()`` takes an even
-    ``num_chunks``, at least twice the ranks; half of it enters at each end. See :class:`Pipeline`.
+    Rank r holds stages r and p−1−r, so the modules of ranks r and p−1−r are made equal at the start, and
+    their gradients must be summed after each step (:meth:`~Pipeline.sync_gradients`). ``step()`` takes an
+    even ``num_chunks``, at least twice the ranks; half of it enters at each end. See :class:`Pipeline`.
     """
 
     def __init__(
@@ -407,8 +487,7 @@ def _group(given: Any, **options: Any) -> Any:
             return DistributedGroup(found, **options) if found.size() > 1 else _core.local_groups(1)[0]
     raise UsageError(
         f"process_group is of type {type(group).__name__}; give a ProcessGroup of torch.distributed, once "
-        "that is "
-        "initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
+        "that is initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
     )
 
 
