@@ -33,6 +33,7 @@ from dualpipe_rs.distributed.board import Board, Fault, Place
 from dualpipe_rs.distributed.diagnosis import diagnosed
 from dualpipe_rs.distributed.interrupts import Interrupts
 from dualpipe_rs.distributed.layouts import Table
+from dualpipe_rs.distributed.lines import Lines, lay
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
@@ -98,6 +99,7 @@ class DistributedGroup:
         self._interrupts = Interrupts()
         self.process_group, store = self._gather()
         self._edges: dict[tuple[int, int], Any] = {}
+        self._lines = Lines({}, timeout)
         me = weakref.ref(self)  # the board's thread must not keep the group alive
         self._board = Board(
             store,
@@ -147,9 +149,12 @@ class DistributedGroup:
                 f"ranks {here} have their stages on an accelerator and the others on the CPU; all of a "
                 "pipeline have them in one kind of place"
             )
+        pairs = [(self._members[a], self._members[b]) for a, b in edges]
         if own is None:
-            self._make_edges([(self._members[a], self._members[b]) for a, b in edges], backend)
-        self._links = Links(self.process_group, self._edges)
+            self._make_edges(pairs, backend)
+        peers = {b for a, b in pairs if a == self._rank} | {a for a, b in pairs if b == self._rank}
+        self._lay_lines(sorted(peers))
+        self._links = Links(self.process_group, self._edges, self._lines)
 
     # -- together ---------------------------------------------------------------------------------
 
@@ -353,6 +358,7 @@ class DistributedGroup:
         other = (self._rank + 1) % self._size
         with suppress(RuntimeError):
             self.process_group.recv([torch.zeros(1)], other, 9).wait(timedelta(milliseconds=1))
+        self._lines.cut()
         for edge in self._edges.values():
             with suppress(RuntimeError):
                 edge.abort()
@@ -370,6 +376,19 @@ class DistributedGroup:
             return self._wire.place()
         doing, since = self._doing
         return Place(self._numbering[self._rank], doing, time.monotonic() - since)
+
+    def _lay_lines(self, peers: list[int]) -> None:
+        purpose = "lays lines to its neighbours"
+        try:
+            self._lines = lay(
+                self._rank,
+                peers,
+                _host(),
+                lambda object: self.exchange(object, purpose),
+                self.timeout.total_seconds(),
+            )
+        except OSError as error:
+            self._give_up(error, None, purpose)
 
     def _make_edges(self, edges: list[tuple[int, int]], backend: str) -> None:
         rounds = _rounds(edges)

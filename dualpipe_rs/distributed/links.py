@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dualpipe_rs.distributed.lines import Lines
+
 #: Tags of gloo, which keeps what has different tags apart.
 _TENSORS, _HEADERS, _LONG_HEADERS = 1, 2, 3
 
@@ -32,21 +34,29 @@ class Links:
         control: a gloo group of all members, for headers and for tensors in the CPU's memory.
         edges: for tensors elsewhere, by (from, to), members' numbers: a group of these two alone, in the
             order of their numbers.
+        lines: for small tensors in the CPU's memory, to members on the same host.
     """
 
-    def __init__(self, control: Any, edges: Mapping[tuple[int, int], Any]) -> None:
+    def __init__(
+        self, control: Any, edges: Mapping[tuple[int, int], Any], lines: Lines | None = None
+    ) -> None:
         self._control = control
         self._edges = edges
+        self._lines = lines or Lines({}, 0.0)
         self._me = control.rank()
 
     def send(self, to: int, tensor: Tensor) -> Work:
         """Starts to send; ``tensor`` is dense, and is kept unchanged until the work is done."""
+        if (line := self._lines.to(to, tensor)) is not None:
+            return line.send(tensor)
         if tensor.device.type == "cpu":
             return self._control.send([tensor], to, _TENSORS)
         return self._edges[self._me, to].send([_bytes(tensor)], int(to > self._me), 0)
 
     def receive(self, source: int, tensor: Tensor) -> Work:
         """Makes room: the next tensor from ``source`` goes to ``tensor``."""
+        if (line := self._lines.to(source, tensor)) is not None:
+            return line.receive(tensor)
         if tensor.device.type == "cpu":
             return self._control.recv([tensor], source, _TENSORS)
         edge = self._edges[source, self._me]
