@@ -46,6 +46,7 @@ from dualpipe_rs.many import simulate_many
 if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import utils
+    from dualpipe_rs.grad_scaler import GradScaler
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "DualPipe": "pipeline",
     "DualPipeV": "pipeline",
+    "GradScaler": "grad_scaler",
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
@@ -70,6 +72,7 @@ __all__ = [
     "Error",
     "Figure",
     "Formula",
+    "GradScaler",
     "LocalGroup",
     "Pipeline",
     "Program",

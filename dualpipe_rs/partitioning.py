@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from dualpipe_rs.errors import UsageError
+from dualpipe_rs.ties import mark
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,8 @@ def partition(
         UsageError: an argument is not as described above, or a layer fails on ``sample``.
 
     Warns:
-        UserWarning: a parameter is shared by layers of different stages. The cut is made all the same.
+        UserWarning: a parameter is shared by layers of different stages. The stages are marked, so that a
+            pipeline ties their copies by itself.
     """
     layers = _layers_of(module)
     _check_num_stages(num_stages, len(layers))
@@ -83,8 +85,9 @@ def partition(
         weights = [1.0 + sum(p.numel() for p in layer.parameters()) for _, layer in layers]
     bounds = _cut(_as_integers(weights), num_stages)
     parts = [layers[start:stop] for start, stop in pairwise(bounds)]
-    _warn_of_shared_parameters(parts)
-    return [_sequential(part) for part in parts]
+    stages = [_sequential(part) for part in parts]
+    _tie_shared_parameters(stages)
+    return stages
 
 
 # ---- The arguments -----------------------------------------------------------------------------------------
@@ -269,28 +272,13 @@ def _sequential(part: Layers) -> nn.Sequential:
     return stage
 
 
-def _warn_of_shared_parameters(parts: list[Layers]) -> None:
-    owners: dict[int, list[tuple[int, str, str]]] = {}
-    for stage, part in enumerate(parts):
-        for layer_name, layer in part:
-            for name, parameter in layer.named_parameters():
-                owners.setdefault(id(parameter), []).append((stage, layer_name, name))
-    for shared in owners.values():
-        first = shared[0]
-        others = [owner for owner in shared if owner[0] != first[0]]
-        if not others:
-            continue
-        also = " and of ".join(_owner_text(owner) for owner in others)
+def _tie_shared_parameters(stages: list[nn.Sequential]) -> None:
+    for places in mark(stages):
+        first, *others = (f"{name!r} of stage {stage}" for stage, name in places)
         warnings.warn(
-            f"one parameter is shared by stages: it is that of {_owner_text(first)}, and of {also}. In a "
-            "pipeline each rank steps its own copy with only its own part of the gradient, so the copies "
-            "drift apart: sum this gradient over these stages' ranks before every optimizer step, or choose "
-            "costs that put these layers into one stage.",
+            f"one parameter is shared by stages: it is {first}, and {' and '.join(others)}. A pipeline of "
+            "these stages ties their copies; call its sync_gradients() before every optimizer step, which "
+            "sums their gradients, or choose costs that put these layers into one stage.",
             UserWarning,
             stacklevel=3,
         )
-
-
-def _owner_text(owner: tuple[int, str, str]) -> str:
-    stage, layer, parameter = owner
-    return f"layer {layer!r} ({parameter}, stage {stage})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,15 +17,21 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.optim import Optimizer
 
 import dualpipe_rs._core as _core
-from dualpipe_rs import checkpoint, generator_gate
+from dualpipe_rs import checkpoint, clipping, generator_gate, zero
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
+from dualpipe_rs.data_parallel import unwrapped
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.replicas import Replicas
+from dualpipe_rs.ties import ties_of
 from dualpipe_rs.utils import Tensors
 from dualpipe_rs.worker import Worker, autocast_devices
+
+#: What ``tied`` takes: each tie's name, and this rank's parameter, or several where its stages have copies.
+Tied = Mapping[str, nn.Parameter | Sequence[nn.Parameter]]
+_NO_TIES: Tied = MappingProxyType({})
 
 
 class Pipeline(nn.Module):
@@ -42,6 +49,13 @@ class Pipeline(nn.Module):
         split_weight_grad: make ordinary layers compute their weight gradients apart
             (:func:`~dualpipe_rs.split_weight_grad`), so that W does its work in W. With ``False`` they
             are computed in I; the result is the same.
+        data_parallel_group: the process group of the ranks that hold the same stages in other pipelines,
+            which train on other data. Stages that come in a ``DistributedDataParallel`` are taken out of it,
+            and its group is used. :meth:`sync_gradients` averages over it.
+        tied: parameters that are one in the model and stand in several stages: a name for each such
+            parameter, the same on all ranks, and this rank's object (or objects, where its stages have a
+            copy each). Ranks that hold none leave it out. Those that :func:`~dualpipe_rs.partition` found
+            shared are tied without it.
 
     Attributes:
         module: the stages.
@@ -63,6 +77,8 @@ class Pipeline(nn.Module):
         rank_mapping: Sequence[int] | None = None,
         *,
         split_weight_grad: bool = True,
+        data_parallel_group: Any = None,
+        tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__()
         _check_options(batch_dim, split_weight_grad)
@@ -77,11 +93,12 @@ class Pipeline(nn.Module):
 
         probe = self._probe()
         self._stages = probe.stages_of(self.rank)
-        self.module = nn.ModuleList(_checked_modules(modules, self._stages, probe, self.rank))
+        given = _checked_modules(modules, self._stages, probe, self.rank)
+        bare, replicas = unwrapped(given, self._stages, data_parallel_group)
+        self.module = nn.ModuleList(bare)
         claim_modules(self.group, self._by_stage())
-        self._replicas: Replicas | None = None
-        if probe.placement == "bidirectional":
-            self._replicas = self._find_replicas(rank_mapping)
+        self._ties = ties_of(self._by_stage(), tied)
+        self._replicas = Replicas(self.group, self.rank, self._by_stage, self._ties, replicas)
         if split_weight_grad:
             wg.split_weight_grad(self.module)
 
@@ -133,23 +150,84 @@ class Pipeline(nn.Module):
             keep_outputs=return_outputs,
             around=generator_gate.SharedGenerator(),
         )
-        if training and self._replicas is not None:
+        if training:
             self._replicas.before_training()
         with self._running():
             self.timeline = self.group.step(schedule, worker, self.rank, self._settings())
         return gathered(worker.losses, worker.outputs, self.batch_dim)
 
     def sync_gradients(self) -> None:
-        """Sums the gradients of stages that live on two ranks (DualPipe), so that both copies have the sum.
+        """Makes the gradients of all copies of a parameter equal: one flat sum a type over their holders.
 
-        All ranks of the group call it, once, after the last accumulated step and before the optimizer's.
-        A missing gradient counts as zero. Under other placements there is nothing to do.
+        Copies of a stage on two ranks (DualPipe) saw a half each of the microbatches, and those of tied
+        parameters a use each: they are summed. Data-parallel replicas are averaged, as
+        ``DistributedDataParallel`` does. A missing gradient counts as zero, and stays ``None`` where all
+        are. Without any copies there is nothing to do.
+
+        All ranks call it, once, after the last accumulated step and before the optimizer's.
 
         Raises:
-            UsageError: it was called on these gradients before.
+            UsageError: it was called on these gradients before, a gradient is sparse, or the holders' copies
+                are not of one kind.
         """
-        if self._replicas is not None:
-            self._replicas.sum_gradients()
+        self._replicas.sum_gradients()
+
+    def assert_replicas_equal(self) -> None:
+        """Compares all copies of each parameter, bit for bit (not of buffers). All ranks call it.
+
+        Raises:
+            UsageError: on every rank: a copy differs. The message names stage, parameter and two ranks.
+        """
+        self._replicas.assert_equal()
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Scales the gradients so that their norm over the whole model is at most ``max_norm``, in place.
+
+        As ``torch.nn.utils.clip_grad_norm_`` on the uncut model: each stage, shared parameter and tie counts
+        once. All ranks call it, after :meth:`sync_gradients`.
+
+        Args:
+            max_norm: the greatest norm allowed.
+            norm_type: its order, such as 2 or ``math.inf``.
+            error_if_nonfinite: raise if the norm is infinite or not a number.
+
+        Returns:
+            The norm before clipping, a float64 tensor of shape (), the same on every rank.
+
+        Raises:
+            RuntimeError: on every rank: the norm is not finite and ``error_if_nonfinite`` is set.
+        """
+        return clipping.clip_grad_norm_(
+            self.group, self._replicas.layout, max_norm, norm_type, error_if_nonfinite
+        )
+
+    def zero1(
+        self,
+        optimizer_class: type[torch.optim.Optimizer],
+        *,
+        param_groups: zero.ParamGroups | None = None,
+        **options: Any,
+    ) -> torch.optim.Optimizer:
+        """An optimizer of which each state is kept on one rank alone (ZeRO-1). All ranks call it.
+
+        Each parameter is stepped by one of its holders: under DualPipe a rank steps one of its two stages and
+        its mirror the other; between data-parallel replicas parameters are shared out by size. After each
+        ``optimizer.step()``, which all ranks call, the holder sends the others the result. The gradients of
+        all copies must be equal: :meth:`sync_gradients` first. ``optimizer.zero_grad()`` clears all
+        gradients of this rank; schedulers of the learning rate work as with any optimizer.
+
+        Args:
+            optimizer_class: such as ``torch.optim.AdamW``; of the kind that steps each parameter alone.
+            param_groups: takes a list of (name, parameter), this rank's share under names such as
+                ``"3.weight"`` (stage 3), and returns parameter groups of it. By default all are one group.
+            options: the optimizer's own, such as ``lr``.
+
+        Raises:
+            UsageError: ``optimizer_class`` is no optimizer's, or a group holds what another rank steps.
+        """
+        return self._replicas.zero1(optimizer_class, param_groups, options)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -306,11 +384,6 @@ class Pipeline(nn.Module):
     def _by_stage(self) -> dict[int, nn.Module]:
         return dict(zip(self._stages, self.module, strict=True))
 
-    def _find_replicas(self, rank_mapping: Sequence[int] | None) -> Replicas:
-        other = self.num_ranks - 1 - self.rank
-        partner = other if rank_mapping is None else list(rank_mapping).index(other)
-        return Replicas(self.group, partner, self.rank < other, self._by_stage)
-
     def _settings(self) -> str:
         """What holds for the thread alone, where one thread computes for all ranks."""
         if not self.group.interleaved:
@@ -347,9 +420,9 @@ class Pipeline(nn.Module):
 class DualPipe(Pipeline):
     """DeepSeek's DualPipe: two pipelines in opposite directions over the same ranks.
 
-    Rank r holds stages r and p−1−r, so the modules of ranks r and p−1−r must start equal, and their
-    gradients be summed after each step (:meth:`~Pipeline.sync_gradients`). ``step()`` takes an even
-    ``num_chunks``, at least twice the ranks; half of it enters at each end. See :class:`Pipeline`.
+    Rank r holds stages r and p−1−r, so the modules of ranks r and p−1−r are made equal at the start, and
+    their gradients must be summed after each step (:meth:`~Pipeline.sync_gradients`). ``step()`` takes an
+    even ``num_chunks``, at least twice the ranks; half of it enters at each end. See :class:`Pipeline`.
     """
 
     def __init__(
@@ -360,9 +433,18 @@ class DualPipe(Pipeline):
         rank_mapping: Sequence[int] | None = None,
         *,
         split_weight_grad: bool = True,
+        data_parallel_group: Any = None,
+        tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__(
-            modules, "dualpipe", batch_dim, process_group, rank_mapping, split_weight_grad=split_weight_grad
+            modules,
+            "dualpipe",
+            batch_dim,
+            process_group,
+            rank_mapping,
+            split_weight_grad=split_weight_grad,
+            data_parallel_group=data_parallel_group,
+            tied=tied,
         )
 
 
@@ -381,9 +463,18 @@ class DualPipeV(Pipeline):
         rank_mapping: Sequence[int] | None = None,
         *,
         split_weight_grad: bool = True,
+        data_parallel_group: Any = None,
+        tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__(
-            modules, "dualpipev", batch_dim, process_group, rank_mapping, split_weight_grad=split_weight_grad
+            modules,
+            "dualpipev",
+            batch_dim,
+            process_group,
+            rank_mapping,
+            split_weight_grad=split_weight_grad,
+            data_parallel_group=data_parallel_group,
+            tied=tied,
         )
 
 

@@ -186,7 +186,7 @@ def test_a_rank_that_does_not_come():
         return pipe.step(torch.ones(8, 4), num_chunks=4, criterion=F.mse_loss, labels=torch.ones(8, 4))
 
     with pytest.raises(
-        dp.RankError, match="rank 1 has returned, and rank 0 begins a step of dualpipev"
+        dp.RankError, match="rank 1 has returned, and rank 0 asks who holds which parameters with it"
     ) as caught:
         dp.run_local(rank_main, 2)
     assert caught.value.rank == 1

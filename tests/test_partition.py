@@ -455,7 +455,7 @@ def tied() -> nn.Sequential:
 
 def test_a_parameter_of_two_stages_warns() -> None:
     with pytest.warns(
-        UserWarning, match=r"layer '0' \(weight, stage 0\).*layer '2' \(weight, stage 1\)"
+        UserWarning, match=r"'0.weight' of stage 0, and '2.weight' of stage 1.*sync_gradients"
     ) as caught:
         stages = partition(tied(), 2, costs=[1, 1, 1])
     assert len(caught) == 1
