@@ -256,14 +256,14 @@ class Pipeline(nn.Module):
         """
         given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False))
         options = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars, **given}
-        return checkpoint.full_state(self.group, self.rank, self._by_stage(), **options)
+        return checkpoint.full_state(self._here(), **options)
 
     def local_state_dict(self, keep_vars: bool = False) -> dict[str, Any]:
         """This rank's share of :meth:`state_dict`, not copied. All ranks of the group call it: names travel.
 
         It is what ``torch.distributed.checkpoint`` saves and loads in place, without a rank that has it all.
         """
-        return checkpoint.local_state(self.group, self.rank, self._by_stage(), keep_vars)
+        return checkpoint.local_state(self._here(), keep_vars)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -284,7 +284,7 @@ class Pipeline(nn.Module):
             CheckpointError: (a ``RuntimeError``) names are missing or unknown while ``strict``, or shapes
                 differ. Nothing was loaded on this rank.
         """
-        return checkpoint.load_state(self.group, self.rank, self._by_stage(), state_dict, strict, assign)
+        return checkpoint.load_state(self._here(), state_dict, strict, assign)
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
         """The states of all ranks' optimizers as one, by name. All ranks of the group call it.
@@ -303,7 +303,7 @@ class Pipeline(nn.Module):
         Raises:
             UsageError: options of a group differ between ranks, or a parameter is of no stage here.
         """
-        return checkpoint.full_optimizer_state(self.group, self.rank, self._by_stage(), optimizer)
+        return checkpoint.full_optimizer_state(self._here(), optimizer)
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         """Takes what this rank's optimizer holds. All ranks of the group call it: names travel.
@@ -320,7 +320,7 @@ class Pipeline(nn.Module):
             CheckpointError: (a ``RuntimeError``) a parameter is in another group or none, or the groups or
                 names are not this pipeline's. Nothing was loaded on this rank.
         """
-        checkpoint.load_optimizer_state(self.group, self.rank, self._by_stage(), optimizer, state_dict)
+        checkpoint.load_optimizer_state(self._here(), optimizer, state_dict)
 
     def extra_repr(self) -> str:
         """The schedule and the rank, for the module's repr."""
@@ -378,6 +378,9 @@ class Pipeline(nn.Module):
                 "leave num_chunks out, or give a schedule for it"
             )
         return self._given
+
+    def _here(self) -> checkpoint.Here:
+        return checkpoint.Here(self.group, self.rank, self._by_stage(), self._ties, self._replicas)
 
     # -- around the run ---------------------------------------------------------------------------
 

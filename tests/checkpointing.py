@@ -32,11 +32,14 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x)))) * self.gain * self.passing
 
 
-def build(seed: int = 0) -> nn.Sequential:
+def build(seed: int = 0, *, tied: bool = False) -> nn.Sequential:
+    """A small model; with ``tied`` its last layer has the weight of its first."""
     torch.manual_seed(seed)
     blocks = (Block() for _ in range(6))
-    embedding = nn.Embedding(VOCABULARY, WIDTH)
-    return nn.Sequential(embedding, *blocks, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)).double()
+    embedding, head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+    if tied:
+        head.weight = embedding.weight
+    return nn.Sequential(embedding, *blocks, nn.LayerNorm(WIDTH), head).double()
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -134,10 +137,16 @@ def checkpoint_of(pipe: dp.Pipeline, optimizer: Any, scheduler: Any) -> bytes:
 
 
 def resume_pipe(
-    group: Any, family: str, content: bytes, steps: range, make: Callable[[nn.Module], Any] = adamw
+    group: Any,
+    family: str,
+    content: bytes,
+    steps: range,
+    make: Callable[[Any], Any] = adamw,
+    *,
+    tied: bool = False,
 ) -> list[float]:
     """A model of other values, an optimizer without a state: both from the checkpoint."""
-    pipe, schedule = make_pipe(build(seed=1), family, group)
+    pipe, schedule = make_pipe(build(seed=1, tied=tied), family, group)
     optimizer = make(pipe)
     scheduler = schedule_rate(optimizer)
     state = loaded(content)
@@ -147,10 +156,12 @@ def resume_pipe(
     return train_pipe(pipe, schedule, optimizer, scheduler, steps)
 
 
-def resume_serially(content: bytes, steps: range, make: Callable[[nn.Module], Any] = adamw) -> list[float]:
+def resume_serially(
+    content: bytes, steps: range, make: Callable[[Any], Any] = adamw, *, tied: bool = False
+) -> list[float]:
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-    model = build(seed=1)
+    model = build(seed=1, tied=tied)
     optimizer = make(model)
     scheduler = schedule_rate(optimizer)
     state = loaded(content)

@@ -128,6 +128,41 @@ def test_a_serial_run_goes_on_as_a_pipeline(family, ranks):
         assert_goes_on(found, losses)
 
 
+def plain(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=1e-2)
+
+
+def sharded(module: nn.Module) -> torch.optim.Optimizer:
+    """ZeRO-1 where there are several ranks to share among."""
+    return module.zero1(torch.optim.AdamW, lr=1e-2) if isinstance(module, dp.Pipeline) else plain(module)
+
+
+@pytest.mark.filterwarnings("ignore:one parameter is shared by stages")
+@pytest.mark.parametrize("before", [plain, sharded])
+@pytest.mark.parametrize("after", [plain, sharded])
+@pytest.mark.parametrize(("family", "ranks"), [("dualpipe", 4), ("1f1b", 2), ("dualpipev", 2)])
+def test_tied_parameters_and_zero1(family, ranks, before, after):
+    """Tied on two ranks or one, states on all holders or on one: the file is that of the uncut model."""
+    model = build(tied=True)
+
+    def rank_main(group):
+        pipe, schedule = make_pipe(model, family, group)
+        optimizer = before(pipe)
+        scheduler = schedule_rate(optimizer)
+        train_pipe(pipe, schedule, optimizer, scheduler, BEFORE)
+        content = checkpoint_of(pipe, optimizer, scheduler)
+        return content, train_pipe(pipe, schedule, optimizer, scheduler, AFTER)
+
+    content, losses = run(rank_main, ranks)[0]
+    state = loaded(content)
+    assert list(state["optimizer"]["state"]) == [name for name, _ in model.named_parameters()]
+    assert {"0.weight", "8.weight"} <= state["model"].keys()
+    assert_goes_on(resume_serially(content, AFTER, plain, tied=True), losses)
+    for other, count in (("dualpipe", 2), ("interleaved", 2), ("dualpipev", 1)):
+        found = run(lambda group, f=other: resume_pipe(group, f, content, AFTER, after, tied=True), count)
+        assert_goes_on(found[0], losses)
+
+
 def test_one_state_dict_loaded_by_all_ranks_is_shared_by_none(run_of_adamw):
     """Both ranks of a pair step in place: on one exp_avg of both they would step it twice."""
     content, _ = run_of_adamw

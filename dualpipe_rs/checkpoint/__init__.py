@@ -6,6 +6,7 @@ the state of optimizers. Nothing here reads or writes files: that is ``torch.sav
 """
 
 from dualpipe_rs.checkpoint.model import full_state, load_state, local_state
+from dualpipe_rs.checkpoint.names import Here
 from dualpipe_rs.checkpoint.optimizer import full_optimizer_state, load_optimizer_state
 
-__all__ = ["full_optimizer_state", "full_state", "load_optimizer_state", "load_state", "local_state"]
+__all__ = ["Here", "full_optimizer_state", "full_state", "load_optimizer_state", "load_state", "local_state"]

@@ -7,55 +7,47 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
 
-from dualpipe_rs.checkpoint.names import Names, agree, copied
+from dualpipe_rs.checkpoint.names import Here, Names, agree, copied
 from dualpipe_rs.errors import CheckpointError, UsageError
 
-if TYPE_CHECKING:
-    from dualpipe_rs._core import LocalGroup
-
 State = dict[str, Any]
-Stages = Mapping[int, nn.Module]
 
 
-def full_state(
-    group: LocalGroup, rank: int, modules: Stages, destination: State | None, prefix: str, keep_vars: bool
-) -> State:
+def full_state(here: Here, destination: State | None, prefix: str, keep_vars: bool) -> State:
     """:meth:`dualpipe_rs.Pipeline.state_dict`."""
-    names = agree(group, rank, modules)
-    own = {stage: module.state_dict(keep_vars=keep_vars) for stage, module in modules.items()}
-    mine = [stage for stage in own if names.home[stage] == rank]
+    names = agree(here)
+    own = {stage: module.state_dict(keep_vars=keep_vars) for stage, module in here.modules.items()}
+    mine = [stage for stage in own if names.home[stage] == here.rank]
     sent = {stage: (copied(dict(own[stage])), _metadata(own[stage])) for stage in mine}
     whole: dict[int, tuple[State, State]] = {}
-    for shares in group.exchange(sent, "gathers its parameters"):
+    for shares in here.group.exchange(sent, "gathers its parameters"):
         whole.update(shares)
     whole.update({stage: (state, _metadata(state)) for stage, state in own.items()})
     return _named(names, whole, destination, prefix)
 
 
-def local_state(group: LocalGroup, rank: int, modules: Stages, keep_vars: bool) -> State:
+def local_state(here: Here, keep_vars: bool) -> State:
     """:meth:`dualpipe_rs.Pipeline.local_state_dict`."""
-    own = {stage: module.state_dict(keep_vars=keep_vars) for stage, module in modules.items()}
+    own = {stage: module.state_dict(keep_vars=keep_vars) for stage, module in here.modules.items()}
     by_stage = {stage: (state, _metadata(state)) for stage, state in own.items()}
-    return _named(agree(group, rank, modules), by_stage, None, "")
+    return _named(agree(here), by_stage, None, "")
 
 
-def load_state(
-    group: LocalGroup, rank: int, modules: Stages, state: Any, strict: bool, assign: bool
-) -> _IncompatibleKeys:
+def load_state(here: Here, state: Any, strict: bool, assign: bool) -> _IncompatibleKeys:
     """:meth:`dualpipe_rs.Pipeline.load_state_dict`."""
-    names = agree(group, rank, modules)  # Before any check: the other ranks wait for this one.
+    names = agree(here)  # Before any check: the other ranks wait for this one.
     if not isinstance(state, Mapping):
         raise UsageError(f"state_dict is of type {type(state).__name__}; give a dict of tensors by name")
     own = {
         names.of(stage, key): value
-        for stage, module in modules.items()
+        for stage, module in here.modules.items()
         for key, value in module.state_dict(keep_vars=True).items()
     }
     missing = [name for name in own if name not in state]
@@ -68,10 +60,10 @@ def load_state(
         wrong += _listed("missing", missing) + _listed("of no stage of this pipeline", unexpected)
     if wrong:
         raise CheckpointError(
-            f"the state_dict does not fit the stages of rank {rank}, and nothing was loaded: "
+            f"the state_dict does not fit the stages of rank {here.rank}, and nothing was loaded: "
             + "; ".join(wrong)
         )
-    for stage, module in modules.items():
+    for stage, module in here.modules.items():
         module.load_state_dict(_local(names, stage, module, state), strict=False, assign=assign)
     return _IncompatibleKeys(missing, unexpected)
 

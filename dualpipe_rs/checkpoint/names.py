@@ -6,20 +6,32 @@ The ranks agree on it by an exchange of keys, each time anew: a model may be cha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from dualpipe_rs.errors import UsageError
 
 if TYPE_CHECKING:
-    from dualpipe_rs._core import LocalGroup
+    from dualpipe_rs.copies import Place
+    from dualpipe_rs.groups import Group
+    from dualpipe_rs.replicas import Replicas
 
 #: What torch.compile and activation checkpointing call the module that they wrap.
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+
+
+class Here(NamedTuple):
+    """What this rank has of a pipeline: its number, its stages, where tied parameters stand, its copies."""
+
+    group: Group
+    rank: int
+    modules: Mapping[int, nn.Module]
+    ties: Mapping[str, Sequence[Place]]
+    replicas: Replicas
 
 
 @dataclass(frozen=True)
@@ -31,11 +43,13 @@ class Names:
         home: the rank whose copy of a stage counts. Of two it is the one with the number of the stage.
         numbered: stages have keys in common, so names begin with the stage, as in
             ``nn.Sequential(*stages)``. Otherwise the keys themselves are the names.
+        tied: for each name of a parameter tied between stages, all of its names, by stage.
     """
 
     stages: dict[int, list[str]]
     home: dict[int, int]
     numbered: bool
+    tied: dict[str, list[str]]
 
     def of(self, stage: int, key: str) -> str:
         """The global name of what the module of ``stage`` calls ``key``."""
@@ -48,18 +62,21 @@ class Names:
         return list(chain.from_iterable(self.stages.values()))
 
 
-def agree(group: LocalGroup, rank: int, modules: Mapping[int, nn.Module]) -> Names:
+def agree(here: Here) -> Names:
     """The names, from an exchange of all stages' keys; every rank of the group calls it.
 
     Raises:
         UsageError: on every rank: two copies of a stage have different keys, or one stage has two tensors
             of one name once the names of wrappers are left out.
     """
-    bare = Names({}, {}, numbered=False)
-    own = {stage: [bare.of(stage, key) for key in module.state_dict()] for stage, module in modules.items()}
+    bare = Names({}, {}, numbered=False, tied={})
+    own = {
+        stage: [bare.of(stage, key) for key in module.state_dict()] for stage, module in here.modules.items()
+    }
+    told = here.group.exchange((here.rank, own, dict(here.ties)), "names its parameters")
     keys: dict[int, list[str]] = {}
     home: dict[int, int] = {}
-    for holder, held in sorted(group.exchange((rank, own), "names its parameters")):
+    for holder, held, _ in sorted(told, key=lambda member: member[0]):
         for stage, theirs in held.items():
             _check_copies(stage, keys.setdefault(stage, theirs), theirs, home.get(stage, holder), holder)
             if stage not in home or holder == stage:
@@ -67,10 +84,23 @@ def agree(group: LocalGroup, rank: int, modules: Mapping[int, nn.Module]) -> Nam
     for stage, theirs in keys.items():
         _check_distinct(stage, theirs)
     together = list(chain.from_iterable(keys.values()))
-    names = Names({}, home, numbered=len(set(together)) < len(together))
+    names = Names({}, home, numbered=len(set(together)) < len(together), tied={})
     for stage in sorted(keys):
         names.stages[stage] = [names.of(stage, key) for key in keys[stage]]
+    names.tied.update(_tied(names, [ties for _, _, ties in told]))
     return names
+
+
+def _tied(names: Names, told: Sequence[Mapping[str, Sequence[Place]]]) -> dict[str, list[str]]:
+    places: dict[str, set[Place]] = {}
+    for ties in told:
+        for tie, found in ties.items():
+            places.setdefault(tie, set()).update(found)
+    tied: dict[str, list[str]] = {}
+    for of_tie in places.values():
+        several = [names.of(stage, key) for stage, key in sorted(of_tie)]
+        tied.update(dict.fromkeys(several, several))
+    return tied
 
 
 def _check_copies(stage: int, first: list[str], second: list[str], holder: int, other: int) -> None:

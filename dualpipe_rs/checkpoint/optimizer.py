@@ -7,57 +7,50 @@ model. How the parameters are shared out is no part of the format, so it may cha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dualpipe_rs.checkpoint.names import Names, agree, copied
+from dualpipe_rs.checkpoint.names import Here, Names, agree, copied
 from dualpipe_rs.errors import CheckpointError, UsageError
-
-if TYPE_CHECKING:
-    from dualpipe_rs._core import LocalGroup
 
 Group = dict[str, Any]
 #: A rank, the groups of its optimizer with names for parameters, and the names that have a state there.
 Share = tuple[int, list[Group], list[str]]
 
 
-def full_optimizer_state(
-    group: LocalGroup, rank: int, modules: Mapping[int, nn.Module], optimizer: Optimizer
-) -> dict[str, Any]:
+def full_optimizer_state(here: Here, optimizer: Optimizer) -> dict[str, Any]:
     """:meth:`dualpipe_rs.Pipeline.optimizer_state_dict`."""
-    names = agree(group, rank, modules)
-    groups, states = _named(optimizer, _names_of(names, modules))
+    names = agree(here)
+    groups, states = _joined(here, *_named(optimizer, _names_of(names, here.modules)))
     shares: list[Share] = sorted(
-        group.exchange((rank, copied(groups), list(states)), "compares its optimizer's groups"),
+        here.group.exchange((here.rank, copied(groups), list(states)), "compares its optimizer's groups"),
         key=lambda share: share[0],
     )
     _check_equal_options(shares)
     merged = _merged_groups(shares, names.all)
     holder = _holders(shares, names)
-    sent = {name: copied(state) for name, state in states.items() if holder[name] == rank}
+    sent = {name: copied(state) for name, state in states.items() if holder[name] == here.rank}
     whole: dict[str, Any] = {}
-    for theirs in group.exchange(sent, "gathers its optimizer's state"):
+    for theirs in here.group.exchange(sent, "gathers its optimizer's state"):
         whole.update(theirs)
     whole.update({name: states[name] for name in sent})
     return {"state": {name: whole[name] for name in names.all if name in whole}, "param_groups": merged}
 
 
-def load_optimizer_state(
-    group: LocalGroup, rank: int, modules: Mapping[int, nn.Module], optimizer: Optimizer, state: Any
-) -> None:
+def load_optimizer_state(here: Here, optimizer: Optimizer, state: Any) -> None:
     """:meth:`dualpipe_rs.Pipeline.load_optimizer_state_dict`."""
-    names = agree(group, rank, modules)  # Before any check: the other ranks wait for this one.
+    names = agree(here)  # Before any check: the other ranks wait for this one.
     _check_format(state)
     _check_known(state["param_groups"], names)
-    aliases = _names_of(names, modules)
+    aliases = _names_of(names, here.modules)
     given = state["param_groups"]
     if len(given) != len(optimizer.param_groups):
         raise CheckpointError(
-            f"the optimizer state has {len(given)} parameter groups and the optimizer of rank {rank} has "
-            f"{len(optimizer.param_groups)}; they must be as many, in the same order (an empty one is fine)"
+            f"the optimizer state has {len(given)} parameter groups and the optimizer of rank {here.rank} "
+            f"has {len(optimizer.param_groups)}; both need as many, in the same order (an empty one is fine)"
         )
     packed: dict[str, Any] = {"state": {}, "param_groups": []}
     count = 0
@@ -80,12 +73,13 @@ def load_optimizer_state(
 
 
 def _names_of(names: Names, modules: Mapping[int, nn.Module]) -> dict[Tensor, list[str]]:
-    """The names of this rank's parameters, in canonical order; a tied parameter has several."""
+    """The names of this rank's parameters. A tied one has several, the first of all stages first."""
     found: dict[Tensor, list[str]] = {}
     for stage in sorted(modules):
         for key, tensor in modules[stage].state_dict(keep_vars=True).items():
             if isinstance(tensor, Tensor):
-                found.setdefault(tensor, []).append(names.of(stage, key))
+                name = names.of(stage, key)
+                found.setdefault(tensor, []).extend(names.tied.get(name, [name]))
     return found
 
 
@@ -109,6 +103,27 @@ def _named(optimizer: Optimizer, aliases: Mapping[Tensor, list[str]]) -> tuple[l
         # param_names are this rank's own, of the cut model.
         groups.append({**{k: v for k, v in saved.items() if k != "param_names"}, "params": found})
     return groups, {by_number[number]: state for number, state in packed["state"].items()}
+
+
+def _joined(here: Here, groups: list[Group], states: dict[str, Any]) -> tuple[list[Group], dict[str, Any]]:
+    """Groups and states with those that data-parallel replicas of this rank keep in its place (ZeRO-1)."""
+    layout = here.replicas.layout
+    if layout.replicas == 1:
+        return groups, states
+    key, purpose = layout.stage_key, "joins the optimizers' state of data-parallel replicas"
+    told = layout.holders.gather({key: (copied(groups), list(states))}, purpose)[key]
+    _check_equal_options(
+        [(rank, *share) for rank, share in zip(layout.holders.ranks(key), told, strict=True)]
+    )
+    everywhere = set(states).intersection(*(held for _, held in told))
+    lent = {name: copied(state) for name, state in states.items() if name not in everywhere}
+    joined: dict[str, Any] = {}
+    for theirs in layout.holders.gather({key: lent}, purpose)[key]:
+        joined.update(theirs)
+    for index, group in enumerate(groups):
+        params = [name for theirs, _ in told for name in theirs[index]["params"]]
+        group["params"] = list(dict.fromkeys([*group["params"], *params]))
+    return groups, {**joined, **states}
 
 
 # -- the ranks' groups as one ---------------------------------------------------------------------
