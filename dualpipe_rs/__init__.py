@@ -46,6 +46,7 @@ from dualpipe_rs.many import simulate_many
 if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import utils
+    from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from dualpipe_rs.grad_scaler import GradScaler
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
@@ -59,6 +60,8 @@ _LAZY = {
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
+    "set_p2p_tensor_dtype": "declared",
+    "set_p2p_tensor_shapes": "declared",
     "split_weight_grad": "weight_grad",
 }
 
@@ -91,6 +94,8 @@ __all__ = [
     "run_local",
     "schedule",
     "schedule_names",
+    "set_p2p_tensor_dtype",
+    "set_p2p_tensor_shapes",
     "simulate_many",
     "split_weight_grad",
     "utils",

@@ -5,6 +5,7 @@ It knows which rank takes and gives what; it computes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ class Batch:
 
     inputs: Mapping[int, Values] = field(default_factory=dict)
     labels: Mapping[int, Values] = field(default_factory=dict)
+    #: Keyword arguments of the rank's stages.
+    keywords: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    #: Where shapes may differ from step to step, a number that tells them; else 0.
+    signature: int = 0
 
 
 def share(
@@ -36,11 +41,14 @@ def share(
     inputs: Sequence[Tensor | None],
     labels: Tensors | None,
     criterion: Criterion | None,
+    keywords: Mapping[str, Any],
     *,
     training: bool,
     dim: int,
 ) -> Batch:
     """What ``rank`` takes of the batch: inputs for stage 0 and labels for the last stage, where it has them.
+
+    In training all parts are of one size; in inference the last batch of a data set need not divide.
 
     Raises:
         UsageError: inputs, labels or a criterion are missing, or a tensor cannot be cut along ``dim``.
@@ -51,7 +59,7 @@ def share(
     if entering:
         if all(x is None for x in inputs):
             raise UsageError(f"rank {rank} holds stage 0 and was given no inputs; call step(x, ...) there")
-        batch.inputs = _cut(inputs, entering, dim, "argument")
+        batch.inputs = _cut(inputs, entering, dim, "argument", even=training)
     if leaving and criterion is None and training:
         raise UsageError(
             f"rank {rank} holds the last stage and was given no criterion; give step() a criterion to "
@@ -60,7 +68,11 @@ def share(
     if leaving and criterion is not None:
         targets = _as_sequence(labels)
         _check_labels(criterion, targets, rank)
-        batch.labels = _cut(targets, leaving, dim, "label")
+        batch.labels = _cut(targets, leaving, dim, "label", even=training)
+    if keywords:
+        batch.keywords = _keywords(keywords, schedule.num_microbatches, dim, even=training)
+    if not training:
+        batch.signature = _signature([*inputs, *keywords.values()])
     return batch
 
 
@@ -80,8 +92,30 @@ def _microbatches(schedule: Schedule, stage: int, rank: int) -> list[int]:
     return [m for m in range(schedule.num_microbatches) if schedule.rank_of(stage, m) == rank]
 
 
-def _cut(batch: Sequence[Tensor | None], microbatches: list[int], dim: int, what: str) -> dict[int, Values]:
-    return dict(zip(microbatches, scatter(batch, len(microbatches), dim, what=what), strict=True))
+def _cut(
+    batch: Sequence[Tensor | None], microbatches: list[int], dim: int, what: str, *, even: bool
+) -> dict[int, Values]:
+    parts = scatter(batch, len(microbatches), dim, what=what, even=even)
+    return dict(zip(microbatches, parts, strict=True))
+
+
+def _keywords(
+    keywords: Mapping[str, Any], microbatches: int, dim: int, *, even: bool
+) -> dict[int, dict[str, Any]]:
+    """Tensors are cut; all else is the same for each microbatch."""
+    parts = {
+        name: [part for (part,) in scatter(value, microbatches, dim, what=f"{name}, argument", even=even)]
+        if isinstance(value, Tensor) and value.dim()
+        else [value] * microbatches
+        for name, value in keywords.items()
+    }
+    return {m: {name: part[m] for name, part in parts.items()} for m in range(microbatches)}
+
+
+def _signature(values: Sequence[Any]) -> int:
+    """A number that tells the types and shapes of a batch."""
+    shapes = [(str(v.dtype), tuple(v.shape)) if isinstance(v, Tensor) else None for v in values]
+    return int.from_bytes(hashlib.blake2b(repr(shapes).encode(), digest_size=7).digest(), "big")
 
 
 def _as_sequence(labels: Any) -> tuple[Tensor | None, ...]:

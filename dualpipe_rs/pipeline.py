@@ -1,11 +1,13 @@
 """The ``nn.Module`` wrappers: :class:`Pipeline` for any schedule, :class:`DualPipe`, :class:`DualPipeV`.
 
 A wrapper has the batch cut (batch.py), hands the slots to a :class:`~dualpipe_rs.worker.Worker` and the
-order to the Rust interpreter, and gathers losses and outputs. It holds no schedule logic and sends nothing.
+order to the Rust interpreter by way of its group (threads: ``LocalGroup``, processes: distributed/), and
+gathers losses and outputs. It holds no schedule logic and sends nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -22,12 +24,16 @@ from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
 from dualpipe_rs.data_parallel import unwrapped
+from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.replicas import Replicas
 from dualpipe_rs.ties import ties_of
 from dualpipe_rs.utils import Tensors
-from dualpipe_rs.worker import Worker, autocast_devices
+from dualpipe_rs.worker import Worker, accepted_keywords, autocast_devices
+
+#: The longest timeout, in seconds: a year.
+_LONGEST = 3.2e7
 
 #: What ``tied`` takes: each tie's name, and this rank's parameter, or several where its stages have copies.
 Tied = Mapping[str, nn.Parameter | Sequence[nn.Parameter]]
@@ -42,13 +48,23 @@ class Pipeline(nn.Module):
         schedule: a :class:`~dualpipe_rs.Schedule`, or the name of a published one, which is then
             generated for the group's size and each step's ``num_chunks``.
         batch_dim: the dimension along which batches are cut into microbatches.
-        process_group: a group of :func:`~dualpipe_rs.run_local`; by default the one that the calling
-            thread is a rank of, and outside ``run_local`` a group of this one rank.
+        process_group: the ranks: a ``ProcessGroup`` of torch.distributed (or a ``DeviceMesh`` of one
+            dimension), or a group of :func:`~dualpipe_rs.run_local`. By default the one that the calling
+            thread is a rank of; else, where torch.distributed is initialised, all its processes; else this
+            one rank.
         rank_mapping: ``rank_mapping[i]`` is the rank in the schedule that member ``i`` of the group
             takes; by default its own number.
         split_weight_grad: make ordinary layers compute their weight gradients apart
             (:func:`~dualpipe_rs.split_weight_grad`), so that W does its work in W. With ``False`` they
             are computed in I; the result is the same.
+        timeout: how long to wait for another process, in seconds. A rank that does not answer for so long
+            makes all others raise. Between threads of one process nothing is waited for in vain.
+        p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`: ``"eager"``, or for comparison
+            ``"batched"``, as DeepSeek's package runs it, ``"rendezvous"`` or ``"blocking"``.
+        dynamic_shapes: let shapes and types between stages change from step to step. Without it those of the
+            first training step hold, so that room for a tensor is made before it is sent, and a change
+            raises; inference may change with its inputs. It matters between processes alone.
+        measure: keep the times of each step in ``timeline``.
         data_parallel_group: the process group of the ranks that hold the same stages in other pipelines,
             which train on other data. Stages that come in a ``DistributedDataParallel`` are taken out of it,
             and its group is used. :meth:`sync_gradients` averages over it.
@@ -61,11 +77,13 @@ class Pipeline(nn.Module):
         module: the stages.
         rank, num_ranks: this rank in the schedule, and how many there are.
         timeline: the measured :class:`~dualpipe_rs.Timeline` of the last step, all ranks of it, in
-            seconds; ``None`` before the first.
+            seconds; ``None`` before the first, and with ``measure=False``. On a GPU these are the times of
+            the host, which runs ahead.
 
     Raises:
         UsageError: the schedule does not fit the group, the modules do not fit the schedule, or a
             module or trainable parameter belongs to another rank of this process already.
+        RankError: another process did not come to build its part within the timeout, or cannot.
     """
 
     def __init__(
@@ -73,34 +91,56 @@ class Pipeline(nn.Module):
         modules: Sequence[nn.Module],
         schedule: Schedule | str,
         batch_dim: int = 0,
-        process_group: LocalGroup | None = None,
+        process_group: Any = None,
         rank_mapping: Sequence[int] | None = None,
         *,
         split_weight_grad: bool = True,
+        timeout: float = 60.0,
+        p2p: str = "eager",
+        dynamic_shapes: bool = False,
+        measure: bool = True,
         data_parallel_group: Any = None,
         tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__()
-        _check_options(batch_dim, split_weight_grad)
-        self.group = _group(process_group)
+        _check_options(
+            batch_dim,
+            timeout,
+            split_weight_grad=split_weight_grad,
+            dynamic_shapes=dynamic_shapes,
+            measure=measure,
+        )
+        self.group = _group(process_group, timeout=timeout, dynamic_shapes=dynamic_shapes, measure=measure)
         self.num_ranks = self.group.size()
-        self.rank = _own_rank(self.group, rank_mapping)
+        self.rank = self.group.rank()
         self.batch_dim = batch_dim
         self.timeline: Timeline | None = None
         self._given = schedule
+        self._p2p = p2p
+        self._measure = measure
+        self._declared = declared()
         self._schedules: dict[tuple[int, bool], Schedule] = {}
         self._store = wg.Store()
+        with self._or_refuse():
+            self.rank = _own_rank(self.group, rank_mapping)
+            self._build(modules, data_parallel_group, tied)
+            if split_weight_grad:
+                wg.split_weight_grad(self.module)
 
+    def _build(self, modules: Sequence[nn.Module], data_parallel_group: Any, tied: Tied) -> None:
         probe = self._probe()
+        if self._p2p != "eager":
+            probe.verify(self._p2p)
         self._stages = probe.stages_of(self.rank)
         given = _checked_modules(modules, self._stages, probe, self.rank)
         bare, replicas = unwrapped(given, self._stages, data_parallel_group)
         self.module = nn.ModuleList(bare)
-        claim_modules(self.group, self._by_stage())
+        if isinstance(self.group, LocalGroup):
+            claim_modules(self.group, self._by_stage())
+        else:
+            self.group.connect(_edges(probe), _device_of(self.module), self.rank)
         self._ties = ties_of(self._by_stage(), tied)
         self._replicas = Replicas(self.group, self.rank, self._by_stage, self._ties, replicas)
-        if split_weight_grad:
-            wg.split_weight_grad(self.module)
 
     def step(
         self,
@@ -109,6 +149,9 @@ class Pipeline(nn.Module):
         criterion: Criterion | None = None,
         labels: Tensors | None = (),
         return_outputs: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        gather_loss: bool = False,
+        **keywords: Any,
     ) -> tuple[Tensor | None, Any]:
         """Trains on one batch: forward and backward of every microbatch, gradients summed into ``.grad``.
 
@@ -119,42 +162,71 @@ class Pipeline(nn.Module):
                 tensors or ``None``, for the microbatches that enter there. Ignored elsewhere.
             num_chunks: how many microbatches, over all directions. Each tensor is cut into as many
                 equal parts along ``batch_dim`` as microbatches enter there (DualPipe: half as many).
-                With a :class:`~dualpipe_rs.Schedule` it may be left out.
+                With a :class:`~dualpipe_rs.Schedule` it may be left out. In inference the parts may differ by
+                one sample, and some be empty: a data set's last batch need not divide.
             criterion: ``criterion(*outputs, *labels)`` gives the loss of a microbatch, a tensor with one
                 element. Needed for training where the last stage is; may be given on every rank.
             labels: where the last stage is, a tensor or several, cut like inputs. In DualPipe the first
                 rank ends what entered at the last one: it takes the labels of that one's inputs.
             return_outputs: return what the last stage returns, too.
+            loss_scale: what each loss is multiplied by before its backward, such as ``1 / num_chunks`` for
+                gradients of the mean. The losses returned are not scaled.
+            gather_loss: return the losses of all microbatches, in their order, on every rank. All ranks say
+                so.
+            keywords: further arguments of the stages, such as masks: tensors, cut along ``batch_dim`` into
+                all ``num_chunks`` microbatches, and anything else, which is the same for all of them. Each
+                rank is given those that its stages take; a stage gets those that its ``forward`` names.
 
         Returns:
             ``(loss, outputs)`` where the last stage is: the losses of the microbatches there, a tensor of
-            shape ``(microbatches,)`` without a graph (``None`` without criterion), and the outputs of the
-            last stage joined along ``batch_dim`` (``None`` unless asked for). ``(None, None)`` elsewhere.
+            shape ``(microbatches,)`` without a graph (``None`` without criterion; a microbatch without
+            samples has none), and the outputs of the last stage joined along ``batch_dim`` (``None`` unless
+            asked for). ``(None, None)`` elsewhere.
 
         Raises:
             UsageError: before any work: an illegal number of microbatches, a batch that does not divide,
                 no inputs, labels or criterion where they are needed.
-            RankError: on every rank: a rank failed. The next step is right. Gradients are as before
-                the step, or the message says that they are not.
+            RankError: on every rank: a rank failed. The next step is right, unless a process is lost: then
+                the next step raises at once. Gradients are as before the step, or the message says that they
+                are not.
         """
         training = torch.is_grad_enabled() and (self.training or criterion is not None)
-        schedule = self._schedule(num_chunks, training)
-        worker = Worker(
-            self._by_stage(),
-            schedule.num_stages,
-            share(schedule, self.rank, inputs, labels, criterion, training=training, dim=self.batch_dim),
-            criterion,
-            self._store,
-            split=schedule.split_backwards(self.rank),
-            training=training,
-            keep_outputs=return_outputs,
-            around=generator_gate.SharedGenerator(),
-        )
+        with self._or_refuse():
+            schedule = self._schedule(num_chunks, training)
+            batch = share(
+                schedule,
+                self.rank,
+                inputs,
+                labels,
+                criterion,
+                keywords,
+                training=training,
+                dim=self.batch_dim,
+            )
+            _check_keywords(keywords, self.module, self.rank)
+            worker = Worker(
+                self._by_stage(),
+                schedule.num_stages,
+                batch,
+                criterion,
+                self._store,
+                split=schedule.split_backwards(self.rank),
+                training=training,
+                keep_outputs=return_outputs,
+                loss_scale=loss_scale,
+                declared=self._settled_declaration(),
+                around=generator_gate.SharedGenerator(),
+            )
         if training:
             self._replicas.before_training()
         with self._running():
-            self.timeline = self.group.step(schedule, worker, self.rank, self._settings())
-        return gathered(worker.losses, worker.outputs, self.batch_dim)
+            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self._p2p)
+        self.timeline = timeline if self._measure else None
+        losses = worker.losses
+        if gather_loss:
+            everywhere = self.group.exchange(losses, "gathers the losses")
+            losses = {m: loss for some in everywhere for m, loss in some.items()}
+        return gathered(losses, worker.outputs, self.batch_dim)
 
     def sync_gradients(self) -> None:
         """Makes the gradients of all copies of a parameter equal: one flat sum a type over their holders.
@@ -352,7 +424,8 @@ class Pipeline(nn.Module):
             if self.num_ranks == 1 and current_group() is None and name in _core.schedule_names():
                 raise UsageError(
                     f"{name} needs more than this one rank; make the pipeline inside "
-                    "dualpipe_rs.run_local(fn, num_ranks), which calls fn once for each rank"
+                    "dualpipe_rs.run_local(fn, num_ranks), which calls fn once for each rank, or under "
+                    "torchrun after torch.distributed.init_process_group()"
                 ) from error
             raise
 
@@ -386,6 +459,23 @@ class Pipeline(nn.Module):
 
     def _by_stage(self) -> dict[int, nn.Module]:
         return dict(zip(self._stages, self.module, strict=True))
+
+    @contextmanager
+    def _or_refuse(self) -> Iterator[None]:
+        """Around what a rank does before it meets the others: they are told if it cannot come."""
+        try:
+            yield
+        except Exception as error:
+            # A rank that has been told of another's trouble has nothing to tell.
+            if not isinstance(error, RankError):
+                self.group.refuse(self.rank, f"{type(error).__name__}: {error}")
+            raise
+
+    def _settled_declaration(self) -> Declared:
+        """What was declared before this pipeline was made, or else before its first step."""
+        if self._declared == Declared() and self.timeline is None:
+            self._declared = declared()
+        return self._declared
 
     def _settings(self) -> str:
         """What holds for the thread alone, where one thread computes for all ranks."""
@@ -432,23 +522,11 @@ class DualPipe(Pipeline):
         self,
         modules: Sequence[nn.Module],
         batch_dim: int = 0,
-        process_group: LocalGroup | None = None,
+        process_group: Any = None,
         rank_mapping: Sequence[int] | None = None,
-        *,
-        split_weight_grad: bool = True,
-        data_parallel_group: Any = None,
-        tied: Tied = _NO_TIES,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            modules,
-            "dualpipe",
-            batch_dim,
-            process_group,
-            rank_mapping,
-            split_weight_grad=split_weight_grad,
-            data_parallel_group=data_parallel_group,
-            tied=tied,
-        )
+        super().__init__(modules, "dualpipe", batch_dim, process_group, rank_mapping, **options)
 
 
 class DualPipeV(Pipeline):
@@ -462,52 +540,71 @@ class DualPipeV(Pipeline):
         self,
         modules: Sequence[nn.Module],
         batch_dim: int = 0,
-        process_group: LocalGroup | None = None,
+        process_group: Any = None,
         rank_mapping: Sequence[int] | None = None,
-        *,
-        split_weight_grad: bool = True,
-        data_parallel_group: Any = None,
-        tied: Tied = _NO_TIES,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            modules,
-            "dualpipev",
-            batch_dim,
-            process_group,
-            rank_mapping,
-            split_weight_grad=split_weight_grad,
-            data_parallel_group=data_parallel_group,
-            tied=tied,
-        )
+        super().__init__(modules, "dualpipev", batch_dim, process_group, rank_mapping, **options)
 
 
-def _check_options(batch_dim: Any, split_weight_grad: Any) -> None:
+def _check_options(batch_dim: Any, timeout: Any, **flags: Any) -> None:
     if not isinstance(batch_dim, int) or isinstance(batch_dim, bool):
         raise UsageError(f"batch_dim is {batch_dim!r}; it is the number of a dimension")
-    if not isinstance(split_weight_grad, bool):
-        raise UsageError(f"split_weight_grad is {split_weight_grad!r}; it is True or False")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{name} is {flag!r}; it is True or False")
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout < _LONGEST:
+        raise UsageError(f"timeout is {timeout!r}; it is a positive number of seconds, at most {_LONGEST:g}")
 
 
-def _group(given: Any) -> LocalGroup:
+def _group(given: Any, **options: Any) -> Any:
+    """The ranks, as threads or as processes: what both have is rank, size, step, exchange, refuse."""
+    distributed = torch.distributed
+    initialised = distributed.is_available() and distributed.is_initialized()
     group = current_group() if given is None else given
+    if group is None and initialised and distributed.get_world_size() > 1:
+        group = distributed.group.WORLD
     if group is None:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise UsageError(
-                f"torch.distributed runs with {distributed.get_world_size()} processes here, and pipelines "
-                "across processes are not supported yet; ranks are threads of one process: "
-                "dualpipe_rs.run_local(fn, num_ranks)"
-            )
         return _core.local_groups(1)[0]
     if isinstance(group, LocalGroup):
         return group
+    if initialised:
+        from dualpipe_rs.distributed import DistributedGroup, process_group
+
+        if (found := process_group(group)) is not None:
+            return DistributedGroup(found, **options) if found.size() > 1 else _core.local_groups(1)[0]
     raise UsageError(
-        f"process_group is of type {type(group).__name__}; give the group that "
-        "dualpipe_rs.run_local(fn, num_ranks) hands to fn"
+        f"process_group is of type {type(group).__name__}; give a ProcessGroup of torch.distributed, once "
+        "that is "
+        "initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
     )
 
 
-def _own_rank(group: LocalGroup, mapping: Sequence[int] | None) -> int:
+def _edges(schedule: Schedule) -> list[tuple[int, int]]:
+    """The pairs of ranks, (from, to), between which tensors travel."""
+    return [(int(a), int(b)) for a, b in zip(*schedule.p2p_tensors().nonzero(), strict=True)]
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where the stages are; modules without parameters and buffers are taken to be on the CPU."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def _check_keywords(keywords: Mapping[str, Any], stages: nn.Module, rank: int) -> None:
+    """Refuses keyword arguments that none of the rank's stages takes: most are misspelt."""
+    if keywords:
+        accepted = [accepted_keywords(stage) for stage in stages.children()]
+        for name in keywords:
+            if not any(names is None or name in names for names in accepted):
+                raise UsageError(
+                    f"step() was given {name}=..., which none of the stages of rank {rank} takes as a "
+                    "keyword argument"
+                )
+
+
+def _own_rank(group: Any, mapping: Sequence[int] | None) -> int:
     if mapping is None:
         return group.rank()
     if sorted(mapping) != list(range(group.size())):

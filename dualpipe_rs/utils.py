@@ -60,22 +60,23 @@ def cat_tensor(x: Sequence[Tensor | None], dim: int) -> Tensor | None:
 
 
 def scatter(
-    inputs: Tensors, chunks: int, dim: int, *, what: str = "argument"
+    inputs: Tensors, chunks: int, dim: int, *, what: str = "argument", even: bool = True
 ) -> list[tuple[Tensor | None, ...]]:
     """Cuts each tensor into ``chunks`` along ``dim``: a tuple of arguments for each microbatch.
 
     Args:
         what: what the error calls an input.
+        even: refuse parts of different sizes; else the first ones are larger by one, and parts may be empty.
 
     Raises:
         UsageError: ``chunks`` is not positive, an input is no tensor or ``None``, or its size along
-            ``dim`` is no multiple of ``chunks``.
+            ``dim`` is no multiple of ``chunks``, where they are to be even.
     """
     if chunks < 1:
         raise UsageError(f"a batch cannot be cut into {chunks} microbatches; it takes at least 1")
     batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     for index, x in enumerate(batch):
-        _check_divides(f"{what} {index}", x, chunks, dim)
+        _check_divides(f"{what} {index}", x, chunks if even else 1, dim)
     if not batch:
         return [()] * chunks
     return list(zip(*(chunk_tensor(x, chunks, dim) for x in batch), strict=True))

@@ -6,6 +6,7 @@ to the rank that needs it. This module knows nothing of ranks, sends or orders.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dualpipe_rs.batch import Batch, Criterion, Values
+from dualpipe_rs.declared import Declared
 from dualpipe_rs.utils import run_backward
 from dualpipe_rs.weight_grad import Store, set_current
 
@@ -40,6 +42,8 @@ class Worker:
         split: the (stage, microbatch) whose backward will be an I and a W; of all others it is a B.
         training: whether backwards will follow; else forwards leave nothing behind.
         keep_outputs: keep what the last stage returns.
+        loss_scale: what each loss is multiplied by before its backward.
+        declared: what the user has said of the tensors between stages.
         around: a context to compute each slot in.
     """
 
@@ -54,10 +58,13 @@ class Worker:
         split: Iterable[tuple[int, int]] = (),
         training: bool,
         keep_outputs: bool,
+        loss_scale: float | Tensor = 1.0,
+        declared: Declared | None = None,
         around: AbstractContextManager[None] | None = None,
     ) -> None:
         self.losses: dict[int, Tensor] = {}
         self.outputs: dict[int, Values] = {}
+        self.signature = batch.signature
         self._modules = modules
         self._last = num_stages - 1
         self._batch = batch
@@ -66,6 +73,11 @@ class Worker:
         self._split = frozenset(split)
         self._training = training
         self._keep_outputs = keep_outputs
+        self._loss_scale = loss_scale
+        self._declared = declared or Declared()
+        self._accepted = (
+            {stage: accepted_keywords(module) for stage, module in modules.items()} if batch.keywords else {}
+        )
         self._around = around or nullcontext()
         self._held: dict[tuple[int, int], _Held] = {}
 
@@ -76,9 +88,14 @@ class Worker:
         with self._around:
             self._begin(stage, microbatch)
             inputs = self._inputs(stage, microbatch, value)
-            outputs = _as_values(self._modules[stage](*_owned(inputs)), stage, microbatch)
+            keywords = self._keywords(stage, microbatch)
+            outputs = _as_values(self._modules[stage](*_owned(inputs), **keywords), stage, microbatch)
             loss = None
-            if stage == self._last and self._criterion is not None:
+            if (
+                stage == self._last
+                and self._criterion is not None
+                and (self._training or not _is_empty(outputs))
+            ):
                 loss = self._criterion(*outputs, *self._batch.labels.get(microbatch, ()))
                 self._check_loss(loss, "the criterion", microbatch)
             return self._hold(stage, microbatch, inputs, outputs, loss)
@@ -111,7 +128,7 @@ class Worker:
     ) -> tuple[Values | None, Values | None]:
         """A fused pair: the class's ``overlapped_forward_backward`` where it has one, else F, then B."""
         overlapped = _overlapped(self._modules[forward_stage], self._modules[backward_stage])
-        if overlapped is None:
+        if overlapped is None or self._batch.keywords:  # it takes no keyword arguments
             made = self.forward(forward_stage, forward_microbatch, value)
             return made, self.backward(backward_stage, backward_microbatch, grads)
         with self._around:
@@ -149,6 +166,14 @@ class Worker:
         assert value is not None, "the interpreter hands every other stage its input"
         return value
 
+    def _keywords(self, stage: int, microbatch: int) -> dict[str, Any]:
+        """Of the keyword arguments, those that the stage takes."""
+        given = self._batch.keywords.get(microbatch)
+        if given is None:
+            return {}
+        accepted = self._accepted[stage]
+        return {name: value for name, value in given.items() if accepted is None or name in accepted}
+
     def _hold(
         self, stage: int, microbatch: int, inputs: Values, outputs: Values, loss: Tensor | None
     ) -> Values | None:
@@ -156,14 +181,20 @@ class Worker:
         self._store.check_closed()
         if self._training:
             # Where there is a loss the backward begins at it, and the outputs need not be kept.
-            self._held[stage, microbatch] = _Held(inputs, outputs if loss is None else (), loss)
+            self._held[stage, microbatch] = _Held(inputs, outputs if loss is None else (), self._scaled(loss))
         if stage != self._last:
+            self._declared.check(outputs, stage, microbatch)
             return tuple(_handed_over(t) for t in outputs)
         if loss is not None:
             self.losses[microbatch] = loss.detach()
         if self._keep_outputs:
             self.outputs[microbatch] = tuple(t if t is None else t.detach() for t in outputs)
         return None
+
+    def _scaled(self, loss: Tensor | None) -> Tensor | None:
+        if loss is None or (isinstance(self._loss_scale, float) and self._loss_scale == 1.0):
+            return loss
+        return loss * self._loss_scale
 
     def _check_loss(self, loss: Any, source: str, microbatch: int) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -205,6 +236,19 @@ def _as_values(returned: Any, stage: int, microbatch: int) -> Values:
         f"stage {stage} returned {kind} for microbatch {microbatch}; a stage returns a tensor, or a tuple of "
         "tensors and None with at least one tensor"
     )
+
+
+def _is_empty(outputs: Values) -> bool:
+    """Whether a microbatch has no sample, as where a last batch is smaller than their number."""
+    return all(t is None or not t.numel() for t in outputs)
+
+
+def accepted_keywords(module: nn.Module) -> frozenset[str] | None:
+    """The keyword arguments that a module's forward takes; None for any."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 class _Own(torch.autograd.Function):

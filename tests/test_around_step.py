@@ -354,6 +354,8 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(zero1):
                 modules[1][0].weight.grad[0, 0] = math.inf
             scaler.unscale_(optimizer)
             norms.append(pipe.clip_grad_norm_(1.0))
+            # Also those that another rank steps are unscaled.
+            assert index == 1 or all(p.grad.norm() <= 1 + EQUAL for p in pipe.parameters())
             scaler.step(optimizer)
             scaler.update()
             scales.append(scaler.get_scale())

@@ -140,13 +140,6 @@ def test_helpers_of_utils_check_their_arguments():
     assert dp.utils.cat_tensor([torch.tensor(1.0), torch.tensor(2.0)], 0).tolist() == [1.0, 2.0]
 
 
-def test_a_torch_distributed_job_is_refused_in_words(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(dp.UsageError, match="runs with 2 processes here, and pipelines across processes"):
-        dp.DualPipeV(linears(2))
-
-
 def test_ranks_of_which_one_evaluates():
     def rank_main(group):
         pipe = dp.DualPipeV(linears(2)).eval()

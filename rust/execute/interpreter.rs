@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cpu_time::ThreadTime;
 
-use super::{Failure, Patience, Record, Stopped, Transport, Values, Worker};
+use super::{Drain, Failure, Patience, Record, Stopped, Transport, Values, Worker};
 use crate::lower::{Instruction, Side, Transfer};
 use crate::schedule::{Action, Kind, Rank, Shape, Slot, Tensor};
 
@@ -105,7 +105,7 @@ where
         self.transport.send(to, tensor, value);
     }
 
-    /// Starts all transfers once; whether all that is to be received is here.
+    /// Starts all transfers once; whether all are done.
     fn commit(&mut self, transfers: &[Transfer], patience: Patience) -> Result<bool, Stopped> {
         if !self.started {
             self.started = true;
@@ -116,8 +116,12 @@ where
                 }
             }
         }
-        for &Transfer { tensor, peer, .. } in transfers.iter().filter(|t| t.side == Side::Receive) {
-            if !self.here.contains_key(&tensor) && !self.wait(peer, tensor, patience)? {
+        for &Transfer { side, tensor, peer } in transfers {
+            let done = match side {
+                Side::Receive => self.here.contains_key(&tensor) || self.wait(peer, tensor, patience)?,
+                Side::Send => self.transport.sent(peer, tensor, patience)?,
+            };
+            if !done {
                 return Ok(false);
             }
         }
@@ -126,9 +130,7 @@ where
     }
 
     fn compute(&mut self, index: usize, slot: Slot) -> Result<(), Failure<W::Error>> {
-        if self.transport.stopped() {
-            return Err(Failure::Stopped);
-        }
+        self.transport.enter(index, slot)?;
         let inputs =
             each(slot, |action| self.shape.input(action).and_then(|tensor| self.here.remove(&tensor)));
         let (wall, cpu) = (Instant::now(), ThreadTime::now());
@@ -153,6 +155,44 @@ where
 
     pub fn into_records(self) -> Vec<Record> {
         self.records
+    }
+
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+}
+
+impl<W, T> Interpreter<'_, W, T>
+where
+    W: Worker,
+    T: Transport<Value = W::Value> + Drain,
+{
+    /// After a failure carries out the rest of the instructions, from the one that failed, without computing.
+    pub fn drain(&mut self) -> Result<(), Stopped> {
+        self.here.clear();
+        for instruction in self.instructions.by_ref() {
+            match instruction {
+                &Instruction::Post { from, tensor } => self.transport.post(from, tensor),
+                &Instruction::Wait { from, tensor } => self.transport.discard(from, tensor)?,
+                &Instruction::Send { to, tensor } => self.transport.send_nothing(to, tensor),
+                Instruction::Compute { .. } => {}
+                Instruction::Commit(transfers) => {
+                    if !std::mem::take(&mut self.started) {
+                        for &Transfer { side, tensor, peer } in transfers {
+                            match side {
+                                Side::Receive => self.transport.post(peer, tensor),
+                                Side::Send => self.transport.send_nothing(peer, tensor),
+                            }
+                        }
+                    }
+                    let received = transfers.iter().filter(|transfer| transfer.side == Side::Receive);
+                    for &Transfer { tensor, peer, .. } in received {
+                        self.transport.discard(peer, tensor)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

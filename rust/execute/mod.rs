@@ -2,7 +2,8 @@
 //!
 //! [`interpreter`] is the one loop over a rank's instructions. What an action computes is a
 //! [`Worker`]'s business, how tensors travel a [`Transport`]'s; the tensors are opaque values here.
-//! [`local`] is the transport between threads of one process, and how such threads agree on a step.
+//! [`local`] is the transport between threads of one process, and how such threads agree on a step. Transports
+//! between processes are Python's (rust/python/remote.rs).
 
 pub mod interpreter;
 pub mod local;
@@ -39,6 +40,9 @@ pub trait Transport {
     /// Hands over a tensor. Waits for nobody.
     fn send(&mut self, to: Rank, tensor: Tensor, value: Self::Value);
 
+    /// Whether a tensor handed over has left, which a commit waits for.
+    fn sent(&mut self, to: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped>;
+
     /// A tensor whose receive was posted, once it is here. `Ok(None)` where it is not and `patience`
     /// does not allow to wait; `Stopped` where another rank has failed.
     fn wait(
@@ -48,8 +52,18 @@ pub trait Transport {
         patience: Patience,
     ) -> Result<Option<Self::Value>, Stopped>;
 
-    /// Whether another rank has failed, so that going on is of no use.
-    fn stopped(&self) -> bool;
+    /// The rank is about to compute a slot; `Stopped` where another has failed, so that it is of no use.
+    fn enter(&mut self, index: usize, slot: Slot) -> Result<(), Stopped>;
+}
+
+/// A transport whose channels are empty after a failed step only if every rank carries out what is left of its
+/// program, without computing: the program is proved to end, and nobody waits for what does not come.
+pub trait Drain: Transport {
+    /// Gives a channel something in the place of a tensor that was not made.
+    fn send_nothing(&mut self, to: Rank, tensor: Tensor);
+
+    /// Takes a tensor whose receive was posted, if it was not taken before, and drops it.
+    fn discard(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

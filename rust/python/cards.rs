@@ -20,6 +20,8 @@ pub enum Card {
     Done(Vec<(Rank, Vec<Record>)>),
     /// It hands an object to all others.
     Object { purpose: String, object: Value },
+    /// It was to begin a step, and cannot.
+    Refused { rank: Rank, why: String },
 }
 
 impl Card {
@@ -29,6 +31,7 @@ impl Card {
             Card::Step { description, .. } => format!("begins a step of {description}"),
             Card::Done(_) => "ends a step".to_string(),
             Card::Object { purpose, .. } => purpose.clone(),
+            Card::Refused { why, .. } => format!("cannot begin a step: {why}"),
         }
     }
 
@@ -84,6 +87,17 @@ impl Fault {
         error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
         error
     }
+}
+
+/// What a rank that cannot begin its step has the others raise.
+pub fn refusal(cards: &[Card]) -> Option<PyErr> {
+    cards.iter().find_map(|card| match card {
+        Card::Refused { rank, why } => {
+            let message = format!("rank {rank}, before the step: {why}");
+            Some(RankError::new_err((message, *rank, None::<usize>, None::<String>)))
+        }
+        _ => None,
+    })
 }
 
 /// `ValueError: what it said`.

@@ -7,8 +7,8 @@ use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use super::cards::{Card, Fault, LocalOutcome, check_numbering, disagreement, measured, steps};
-use super::errors::{RankError, UsageError, count};
+use super::cards::{Card, Fault, LocalOutcome, check_numbering, disagreement, measured, refusal, steps};
+use super::errors::{self, RankError, UsageError, count};
 use super::records::find_numpy;
 use super::schedule::PySchedule;
 use super::timeline::PyTimeline;
@@ -16,7 +16,7 @@ use super::worker::{Detaching, PyWorker, Value};
 use crate::execute::interpreter::{Interpreter, RankFailure, run, run_interleaved};
 use crate::execute::local::{Absence, Hub, Port};
 use crate::execute::{Failure, Record};
-use crate::lower::{P2p, Program};
+use crate::lower::Program;
 use crate::schedule::Rank;
 
 type LocalHub = Hub<Value, Card, Fault>;
@@ -76,9 +76,9 @@ impl PyLocalGroup {
     /// `backward_input(stage, microbatch, value)`, `backward_weight(stage, microbatch)` and
     /// `forward_backward(stage, microbatch, value, stage, microbatch, value)`; a value is whatever they
     /// return, and travels to the next stage as it is. Returns the measured Timeline of all ranks, in seconds.
-    /// `settings` says in words what else must be the same on all members. Raises RankError on every member
-    /// if one fails, UsageError if they do not do the same.
-    #[pyo3(signature = (schedule, worker, rank, settings = ""))]
+    /// `settings` says in words what else must be the same on all members. `p2p` is as for `Schedule.verify`.
+    /// Raises RankError on every member if one fails, UsageError if they do not do the same.
+    #[pyo3(signature = (schedule, worker, rank, settings = "", p2p = "eager"))]
     fn step(
         &self,
         py: Python<'_>,
@@ -86,10 +86,11 @@ impl PyLocalGroup {
         worker: Value,
         rank: Rank,
         settings: &str,
+        p2p: &str,
     ) -> PyResult<PyTimeline> {
         find_numpy(py)?;
         self.outside_steps("step()")?;
-        let program = schedule.program(py, P2p::Eager)?;
+        let program = schedule.program(py, errors::p2p(p2p, None)?)?;
         if program.rows().len() != self.hub.size() {
             return Err(UsageError::new_err(format!(
                 "the schedule is of {} and the group has {} ranks; they must be as many",
@@ -100,7 +101,7 @@ impl PyLocalGroup {
         let card = Card::Step {
             rank,
             fingerprint: schedule.fingerprint(),
-            description: format!("{}{settings}", schedule.describe()),
+            description: format!("{}, p2p={p2p}{settings}", schedule.describe()),
             worker: worker.clone_ref(py),
         };
         let start = self.meet(py, card)?;
@@ -136,6 +137,16 @@ impl PyLocalGroup {
             _ => unreachable!("meet() has compared the cards"),
         });
         PyList::new(py, objects.collect::<Vec<_>>())
+    }
+
+    /// Comes to the beginning of a step only to say, in words, why this rank cannot take part in it: all others that
+    /// begin one raise RankError.
+    fn refuse(&self, py: Python<'_>, rank: Rank, why: String) {
+        if self.outside_steps("a step").is_ok() {
+            let card = Card::Refused { rank, why };
+            // Who is not there to be told has been told otherwise.
+            let _ = py.detach(|| self.hub.meet(self.rank, card));
+        }
     }
 
     /// Says that this rank will take part in nothing more, and why.
@@ -192,6 +203,9 @@ impl PyLocalGroup {
             };
             RankError::new_err((message, rank, None::<usize>, None::<String>))
         })?;
+        if let Some(error) = refusal(&outcome.cards) {
+            return Err(error);
+        }
         match outcome.cards.iter().position(|card| !card.agrees(&outcome.cards[0])) {
             None => Ok(outcome),
             Some(other) => Err(disagreement(&outcome.cards, other)),

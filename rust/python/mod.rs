@@ -12,6 +12,7 @@ mod many;
 mod numbers;
 mod program;
 mod records;
+mod remote;
 mod schedule;
 mod timeline;
 mod worker;
@@ -31,6 +32,8 @@ mod core_module {
     use super::many::{jitter, simulate_many};
     #[pymodule_export]
     use super::program::PyProgram;
+    #[pymodule_export]
+    use super::remote::{fingerprint, measured_timeline, run_rank};
     #[pymodule_export]
     use super::schedule::{PySchedule, schedule, schedule_names};
     #[pymodule_export]

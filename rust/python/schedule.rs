@@ -1,7 +1,7 @@
 //! `Schedule`, and the functions that make one by name.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -29,7 +29,8 @@ use crate::verify::{Verified, Violations, check_memory, verify};
 pub struct PySchedule {
     schedule: Arc<Schedule>,
     verified: OnceLock<Result<Verified, Box<Violations>>>,
-    program: OnceLock<Arc<Program>>,
+    /// What was lowered, as each step runs it.
+    programs: Mutex<Vec<Arc<Program>>>,
 }
 
 impl PartialEq for PySchedule {
@@ -49,7 +50,7 @@ impl PySchedule {
         PySchedule {
             schedule: Arc::new(schedule),
             verified: OnceLock::new(),
-            program: OnceLock::new(),
+            programs: Mutex::new(Vec::new()),
         }
     }
 
@@ -59,18 +60,16 @@ impl PySchedule {
         verdict.as_ref().map_err(|violations| schedule_error(py, &self.schedule, violations))
     }
 
-    /// Lowers; the program of eager P2P is kept, as each step runs it.
+    /// Lowers once for each semantics.
     pub fn program(&self, py: Python<'_>, p2p: P2p) -> PyResult<Arc<Program>> {
-        if let (P2p::Eager, Some(program)) = (p2p, self.program.get()) {
+        let programs = || self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(program) = programs().iter().find(|program| program.p2p() == p2p) {
             return Ok(program.clone());
         }
         let verified = self.verified(py)?;
-        let program = Arc::new(
-            py.detach(|| lower(verified, p2p)).map_err(|found| schedule_error(py, &self.schedule, &found))?,
-        );
-        if p2p == P2p::Eager {
-            return Ok(self.program.get_or_init(|| program).clone());
-        }
+        let lowered = py.detach(|| lower(verified, p2p));
+        let program = Arc::new(lowered.map_err(|found| schedule_error(py, &self.schedule, &found))?);
+        programs().push(program.clone());
         Ok(program)
     }
 

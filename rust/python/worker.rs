@@ -75,7 +75,11 @@ impl<T: Transport<Value = Value> + Send> Transport for Detaching<'_, T> {
         }
     }
 
-    fn stopped(&self) -> bool {
-        self.inner.stopped()
+    fn sent(&mut self, to: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped> {
+        self.inner.sent(to, tensor, patience)
+    }
+
+    fn enter(&mut self, index: usize, slot: Slot) -> Result<(), Stopped> {
+        self.inner.enter(index, slot)
     }
 }
