@@ -62,11 +62,22 @@ def adamw(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2)
 
 
-def make_pipe(model: nn.Sequential, family: str, group: Any) -> tuple[dp.Pipeline, dp.Schedule]:
+def plain(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=1e-2)
+
+
+def sharded(module: Any) -> torch.optim.Optimizer:
+    """ZeRO-1 where there are several ranks to share among."""
+    return module.zero1(torch.optim.AdamW, lr=1e-2) if isinstance(module, dp.Pipeline) else plain(module)
+
+
+def make_pipe(
+    model: nn.Sequential, family: str, group: Any, **options: Any
+) -> tuple[dp.Pipeline, dp.Schedule]:
     schedule = dp.schedule(family, group.size(), MICROBATCHES)
     stages = dp.partition(copy.deepcopy(model), schedule.num_stages)
     held = [stages[stage] for stage in schedule.stages_of(group.rank())]
-    return dp.Pipeline(held, schedule, process_group=group), schedule
+    return dp.Pipeline(held, schedule, process_group=group, **options), schedule
 
 
 def at(schedule: dp.Schedule, rank: int, stage: int, whole: Tensor) -> Tensor | None:
@@ -136,6 +147,24 @@ def checkpoint_of(pipe: dp.Pipeline, optimizer: Any, scheduler: Any) -> bytes:
     )
 
 
+def begin_pipe(
+    group: Any,
+    family: str,
+    model: nn.Sequential,
+    before: range,
+    after: range,
+    make: Callable[[Any], Any],
+    **options: Any,
+) -> tuple[bytes, list[float]]:
+    """A checkpoint after the first steps, and the losses of the others in the same run."""
+    pipe, schedule = make_pipe(model, family, group, **options)
+    optimizer = make(pipe)
+    scheduler = schedule_rate(optimizer)
+    train_pipe(pipe, schedule, optimizer, scheduler, before)
+    content = checkpoint_of(pipe, optimizer, scheduler)
+    return content, train_pipe(pipe, schedule, optimizer, scheduler, after)
+
+
 def resume_pipe(
     group: Any,
     family: str,
@@ -144,8 +173,11 @@ def resume_pipe(
     make: Callable[[Any], Any] = adamw,
     *,
     tied: bool = False,
-) -> list[float]:
-    """A model of other values, an optimizer without a state: both from the checkpoint."""
+) -> tuple[bytes, list[float]]:
+    """A model of other values, an optimizer without a state: both from the checkpoint.
+
+    Returns a checkpoint after the steps, and their losses.
+    """
     pipe, schedule = make_pipe(build(seed=1, tied=tied), family, group)
     optimizer = make(pipe)
     scheduler = schedule_rate(optimizer)
@@ -153,7 +185,8 @@ def resume_pipe(
     pipe.load_state_dict(state["model"])
     pipe.load_optimizer_state_dict(optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    return train_pipe(pipe, schedule, optimizer, scheduler, steps)
+    losses = train_pipe(pipe, schedule, optimizer, scheduler, steps)
+    return checkpoint_of(pipe, optimizer, scheduler), losses
 
 
 def resume_serially(

@@ -17,14 +17,16 @@ from checkpointing import (
     MICROBATCHES,
     PLACEMENTS,
     adamw,
+    begin_pipe,
     build,
-    checkpoint_of,
     loaded,
     make_pipe,
+    plain,
     resume_pipe,
     resume_serially,
     saved,
     schedule_rate,
+    sharded,
     train_pipe,
     train_serially,
 )
@@ -55,15 +57,7 @@ def interrupted(make: Any) -> tuple[bytes, list[float]]:
     """A checkpoint of DualPipe on 4 ranks after 5 steps, and the losses of the next ten in the same run."""
     model = build()
 
-    def rank_main(group: dp.LocalGroup) -> tuple[bytes, list[float]]:
-        pipe, schedule = make_pipe(model, "dualpipe", group)
-        optimizer = make(pipe)
-        scheduler = schedule_rate(optimizer)
-        train_pipe(pipe, schedule, optimizer, scheduler, BEFORE)
-        content = checkpoint_of(pipe, optimizer, scheduler)
-        return content, train_pipe(pipe, schedule, optimizer, scheduler, AFTER)
-
-    results = run(rank_main, 4)
+    results = run(lambda group: begin_pipe(group, "dualpipe", model, BEFORE, AFTER, make), 4)
     assert len({tuple(losses) for _, losses in results}) == 1
     return results[0]
 
@@ -93,7 +87,7 @@ def assert_goes_on(losses: list[float], uninterrupted: list[float]) -> None:
 @pytest.mark.parametrize(("family", "ranks"), [*PLACEMENTS, ("dualpipe", 4)])
 def test_goes_on_under_another_placement(run_of_adamw, family, ranks):
     content, losses = run_of_adamw
-    for found in run(lambda group: resume_pipe(group, family, content, AFTER), ranks):
+    for _, found in run(lambda group: resume_pipe(group, family, content, AFTER), ranks):
         assert_goes_on(found, losses)
 
 
@@ -106,7 +100,7 @@ def test_goes_on_serially(run_of_adamw):
 def test_other_optimizers(make):
     content, losses = interrupted(make)
     assert_goes_on(resume_serially(content, AFTER, make), losses)
-    for found in run(lambda group: resume_pipe(group, "dualpipev", content, AFTER, make), 2):
+    for _, found in run(lambda group: resume_pipe(group, "dualpipev", content, AFTER, make), 2):
         assert_goes_on(found, losses)
 
 
@@ -124,17 +118,8 @@ def test_a_serial_run_goes_on_as_a_pipeline(family, ranks):
         }
     )
     losses = train_serially(model, optimizer, scheduler, AFTER)
-    for found in run(lambda group: resume_pipe(group, family, content, AFTER), ranks):
+    for _, found in run(lambda group: resume_pipe(group, family, content, AFTER), ranks):
         assert_goes_on(found, losses)
-
-
-def plain(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), lr=1e-2)
-
-
-def sharded(module: nn.Module) -> torch.optim.Optimizer:
-    """ZeRO-1 where there are several ranks to share among."""
-    return module.zero1(torch.optim.AdamW, lr=1e-2) if isinstance(module, dp.Pipeline) else plain(module)
 
 
 @pytest.mark.filterwarnings("ignore:one parameter is shared by stages")
@@ -145,22 +130,14 @@ def test_tied_parameters_and_zero1(family, ranks, before, after):
     """Tied on two ranks or one, states on all holders or on one: the file is that of the uncut model."""
     model = build(tied=True)
 
-    def rank_main(group):
-        pipe, schedule = make_pipe(model, family, group)
-        optimizer = before(pipe)
-        scheduler = schedule_rate(optimizer)
-        train_pipe(pipe, schedule, optimizer, scheduler, BEFORE)
-        content = checkpoint_of(pipe, optimizer, scheduler)
-        return content, train_pipe(pipe, schedule, optimizer, scheduler, AFTER)
-
-    content, losses = run(rank_main, ranks)[0]
+    content, losses = run(lambda group: begin_pipe(group, family, model, BEFORE, AFTER, before), ranks)[0]
     state = loaded(content)
     assert list(state["optimizer"]["state"]) == [name for name, _ in model.named_parameters()]
     assert {"0.weight", "8.weight"} <= state["model"].keys()
     assert_goes_on(resume_serially(content, AFTER, plain, tied=True), losses)
     for other, count in (("dualpipe", 2), ("interleaved", 2), ("dualpipev", 1)):
         found = run(lambda group, f=other: resume_pipe(group, f, content, AFTER, after, tied=True), count)
-        assert_goes_on(found[0], losses)
+        assert_goes_on(found[0][1], losses)
 
 
 def test_one_state_dict_loaded_by_all_ranks_is_shared_by_none(run_of_adamw):
@@ -327,7 +304,8 @@ def test_extra_state():
 def test_what_wrappers_add_to_names_is_left_out():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-    model = build()
+    # Built before the ranks, which share one generator.
+    model, other = build(), build(seed=2)
 
     def rank_main(group):
         schedule = dp.schedule("1f1b", 2, MICROBATCHES)
@@ -338,10 +316,9 @@ def test_what_wrappers_add_to_names_is_left_out():
         pipe = dp.Pipeline([stages[group.rank()]], schedule, process_group=group)
         optimizer = adamw(pipe)
         names = list(pipe.state_dict())
-        pipe.load_state_dict(build(seed=2).state_dict())
+        pipe.load_state_dict(other.state_dict())
         return names, pipe.state_dict(), pipe.optimizer_state_dict(optimizer)["param_groups"]
 
-    other = build(seed=2)
     groups = get_optimizer_state_dict(other, adamw(other))["param_groups"]
     for names, after, found in run(rank_main, 2):
         assert names == list(model.state_dict())
