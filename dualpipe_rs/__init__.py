@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dualpipe_rs.grad_scaler import GradScaler
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
+    from dualpipe_rs.profiling import profile_schedule
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
 
 # Where the names that need torch live.
@@ -60,6 +61,7 @@ _LAZY = {
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
+    "profile_schedule": "profiling",
     "set_p2p_tensor_dtype": "declared",
     "set_p2p_tensor_shapes": "declared",
     "split_weight_grad": "weight_grad",
@@ -91,6 +93,7 @@ __all__ = [
     "formula",
     "jitter",
     "partition",
+    "profile_schedule",
     "run_local",
     "schedule",
     "schedule_names",

@@ -66,7 +66,7 @@ def share(
             "train, or call it under torch.no_grad() for inference"
         )
     if leaving and criterion is not None:
-        targets = _as_sequence(labels)
+        targets = as_sequence(labels)
         _check_labels(criterion, targets, rank)
         batch.labels = _cut(targets, leaving, dim, "label", even=training)
     if keywords:
@@ -118,7 +118,12 @@ def _signature(values: Sequence[Any]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(shapes).encode(), digest_size=7).digest(), "big")
 
 
-def _as_sequence(labels: Any) -> tuple[Tensor | None, ...]:
+def as_sequence(labels: Any) -> tuple[Tensor | None, ...]:
+    """A tensor, several or ``None`` as a tuple.
+
+    Raises:
+        UsageError: ``labels`` is none of these.
+    """
     if labels is None:
         return ()
     if isinstance(labels, Tensor):

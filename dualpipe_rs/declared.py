@@ -40,8 +40,7 @@ class Declared:
         if self.dtype is not None and wrong:
             raise UsageError(
                 f"{found} a tensor of {wrong[0]}, and set_p2p_tensor_dtype() had declared {self.dtype}; "
-                "declare what "
-                "the stages return, or nothing, as types are found by themselves"
+                "declare what the stages return, or nothing, as types are found by themselves"
             )
 
 

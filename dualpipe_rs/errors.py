@@ -67,7 +67,8 @@ class RankError(Error, RuntimeError):
     Attributes:
         rank: the rank that failed.
         slot: the index in its row of the slot that it was in, or ``None`` outside any slot.
-        action: that slot as text, such as ``"(0F7;7B3)"``, or ``None``.
+        action: that slot as text, such as ``"(0F7;7B3)"``, or ``None``. Of a rank that does not answer, what
+            another waits for from it, such as ``"2B3"``: the gradient that its stage 2 hands back.
     """
 
     def __init__(self, message: str, rank: int, slot: int | None = None, action: str | None = None) -> None:

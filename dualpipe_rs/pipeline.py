@@ -27,6 +27,7 @@ from dualpipe_rs.data_parallel import unwrapped
 from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
+from dualpipe_rs.logs import log_step
 from dualpipe_rs.replicas import Replicas
 from dualpipe_rs.ties import ties_of
 from dualpipe_rs.utils import Tensors
@@ -76,6 +77,7 @@ class Pipeline(nn.Module):
     Attributes:
         module: the stages.
         rank, num_ranks: this rank in the schedule, and how many there are.
+        p2p: who waits for whom, as given.
         timeline: the measured :class:`~dualpipe_rs.Timeline` of the last step, all ranks of it, in
             seconds; ``None`` before the first, and with ``measure=False``. On a GPU these are the times of
             the host, which runs ahead.
@@ -116,7 +118,7 @@ class Pipeline(nn.Module):
         self.batch_dim = batch_dim
         self.timeline: Timeline | None = None
         self._given = schedule
-        self._p2p = p2p
+        self.p2p = p2p
         self._measure = measure
         self._declared = declared()
         self._schedules: dict[tuple[int, bool], Schedule] = {}
@@ -129,8 +131,8 @@ class Pipeline(nn.Module):
 
     def _build(self, modules: Sequence[nn.Module], data_parallel_group: Any, tied: Tied) -> None:
         probe = self._probe()
-        if self._p2p != "eager":
-            probe.verify(self._p2p)
+        if self.p2p != "eager":
+            probe.verify(self.p2p)
         self._stages = probe.stages_of(self.rank)
         given = _checked_modules(modules, self._stages, probe, self.rank)
         bare, replicas = unwrapped(given, self._stages, data_parallel_group)
@@ -219,9 +221,11 @@ class Pipeline(nn.Module):
             )
         if training:
             self._replicas.before_training()
-        with self._running():
-            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self._p2p)
+        with self._running(worker):
+            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self.p2p)
         self.timeline = timeline if self._measure else None
+        if self.timeline is not None:
+            log_step(self.timeline, self.rank)
         losses = worker.losses
         if gather_loss:
             everywhere = self.group.exchange(losses, "gathers the losses")
@@ -300,6 +304,27 @@ class Pipeline(nn.Module):
             UsageError: ``optimizer_class`` is no optimizer's, or a group holds what another rank steps.
         """
         return self._replicas.zero1(optimizer_class, param_groups, options)
+
+    def schedule_for(self, num_chunks: int = 0) -> Schedule:
+        """The order of a training step of so many microbatches, to be shown or simulated.
+
+        Raises:
+            UsageError: the pipeline's schedule does not exist for them.
+        """
+        if isinstance(self._given, str):
+            try:
+                return _core.schedule(self._given, self.num_ranks, num_chunks)
+            except UsageError as error:
+                left_out = (
+                    "" if num_chunks else "num_chunks, the number of microbatches, was left out or is 0: "
+                )
+                raise UsageError(f"{left_out}{error}") from None
+        if num_chunks not in (0, self._given.num_microbatches):
+            raise UsageError(
+                f"num_chunks={num_chunks}, and the schedule has {self._given.num_microbatches} microbatches; "
+                "leave num_chunks out, or give a schedule for it"
+            )
+        return self._given
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -432,25 +457,9 @@ class Pipeline(nn.Module):
     def _schedule(self, num_chunks: int, training: bool) -> Schedule:
         key = (num_chunks, training)
         if key not in self._schedules:
-            schedule = self._full_schedule(num_chunks)
+            schedule = self.schedule_for(num_chunks)
             self._schedules[key] = schedule if training else schedule.forward_only()
         return self._schedules[key]
-
-    def _full_schedule(self, num_chunks: int) -> Schedule:
-        if isinstance(self._given, str):
-            try:
-                return _core.schedule(self._given, self.num_ranks, num_chunks)
-            except UsageError as error:
-                left_out = (
-                    "" if num_chunks else "num_chunks, the number of microbatches, was left out or is 0: "
-                )
-                raise UsageError(f"{left_out}{error}") from None
-        if num_chunks not in (0, self._given.num_microbatches):
-            raise UsageError(
-                f"num_chunks={num_chunks}, and the schedule has {self._given.num_microbatches} microbatches; "
-                "leave num_chunks out, or give a schedule for it"
-            )
-        return self._given
 
     def _here(self) -> checkpoint.Here:
         return checkpoint.Here(self.group, self.rank, self._by_stage(), self._ties, self._replicas)
@@ -488,7 +497,7 @@ class Pipeline(nn.Module):
         )
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self, worker: Worker) -> Iterator[None]:
         """Binds the weight-gradient store for the step; after a failure leaves no trace of it."""
         without = [p for p in self.parameters() if p.grad is None]
         accumulating = any(p.grad is not None for p in self.parameters())
@@ -501,7 +510,7 @@ class Pipeline(nn.Module):
             self._store.clear()
             for parameter in without:
                 parameter.grad = None
-            if accumulating and isinstance(error, RankError):
+            if accumulating and worker.has_begun and isinstance(error, RankError):
                 advice = "gradients that were there before the step may hold a part of it now: zero them"
                 error.args = (f"{error.args[0]} ({advice})",)
             raise
@@ -576,8 +585,7 @@ def _group(given: Any, **options: Any) -> Any:
             return DistributedGroup(found, **options) if found.size() > 1 else _core.local_groups(1)[0]
     raise UsageError(
         f"process_group is of type {type(group).__name__}; give a ProcessGroup of torch.distributed, once "
-        "that is "
-        "initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
+        "that is initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
     )
 
 

@@ -7,7 +7,6 @@ batches of their own, and theirs are averaged, as DistributedDataParallel does.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +20,7 @@ from dualpipe_rs.errors import UsageError
 from dualpipe_rs.groups import Group
 from dualpipe_rs.holders import Key
 from dualpipe_rs.layout import Layout, Stages, Ties
-
-_log = logging.getLogger("dualpipe_rs")
+from dualpipe_rs.logs import log
 
 _Tensors = dict[str, tuple[str, list[Tensor]]]  # by name: a label, and this rank's objects
 
@@ -174,7 +172,7 @@ class Replicas:
             tensors[self.layout.stage_key][name] = labelled
         plan: dict[Key, list[tuple[int, list[Tensor]]]] = {key: [(0, [])] for key in tensors}
         for label, first, second, key, name in self._differing(tensors, purpose):
-            _log.warning(
+            log.warning(
                 "%s does not start equal on ranks %d and %d: all its holders take that of rank %d",
                 label,
                 first,

@@ -65,6 +65,8 @@ class Worker:
         self.losses: dict[int, Tensor] = {}
         self.outputs: dict[int, Values] = {}
         self.signature = batch.signature
+        #: Whether any slot was begun.
+        self.has_begun = False
         self._modules = modules
         self._last = num_stages - 1
         self._batch = batch
@@ -157,6 +159,7 @@ class Worker:
 
     def _begin(self, stage: int, microbatch: int) -> None:
         """Layers are cut in what leads to an I alone (also when checkpointing recomputes it)."""
+        self.has_begun = True
         self._store.cuts_layers = (stage, microbatch) in self._split
         set_current(self._store)
 

@@ -56,7 +56,7 @@ class Place:
         doing: in words, such as "computes" or "waits for 1F2 from rank 1".
         seconds: for how long.
         slot, action: the slot that it is in, or was in last in this step.
-        waits_for: the rank that it waits for.
+        waits_for, tensor: the rank that it waits for, and what it waits for.
     """
 
     rank: int
@@ -65,6 +65,7 @@ class Place:
     slot: int | None = None
     action: str | None = None
     waits_for: int | None = None
+    tensor: str | None = None
 
     def __str__(self) -> str:
         slot = "" if self.slot is None else f" (slot {self.slot}, {self.action})"

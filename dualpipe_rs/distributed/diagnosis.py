@@ -22,10 +22,11 @@ def diagnosed(fault: Fault, places: Mapping[int, Place], size: int) -> RankError
     """
     culprit = _culprit(fault, places)
     place = places.get(culprit)
-    message = f"{fault.message}; rank {culprit} {_told(place)}. All ranks: "
-    message += "; ".join(f"{rank} {_told(places.get(rank))}" for rank in range(size))
+    message = f"{fault.message}: rank {culprit} {_told(place)}. Where all ranks are:"
+    message += "".join(f"\n  rank {rank} {_told(places.get(rank))}" for rank in range(size))
     if place is None:
-        return RankError(message, culprit)
+        awaited = [place.tensor for place in places.values() if place.waits_for == culprit]
+        return RankError(message, culprit, None, awaited[0] if awaited else None)
     return RankError(message, culprit, place.slot, place.action)
 
 

@@ -9,8 +9,8 @@ wire.py's.
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
+import re
 import socket
 import time
 import traceback
@@ -36,9 +36,8 @@ from dualpipe_rs.distributed.layouts import Table
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
+from dualpipe_rs.logs import log
 from dualpipe_rs.process_groups import catch_up, made_so_far, make_rounds
-
-log = logging.getLogger("dualpipe_rs")
 
 #: How long ranks are given to say where they are once one is lost, in seconds.
 _GRACE = 2.0
@@ -136,8 +135,7 @@ class DistributedGroup:
         if device.type != "cpu" and backend == "gloo":
             raise UsageError(
                 f"the stages are on {device.type} and the process group's backend for it is gloo, which does "
-                "not "
-                "send tensors from there; initialise the group with a backend that does, such as "
+                "not send tensors from there; initialise the group with a backend that does, such as "
                 '"cpu:gloo,cuda:nccl"'
             )
         cards = self.meet("builds a pipeline", numbering, own is None)
@@ -147,8 +145,7 @@ class DistributedGroup:
             here = [member for member, card in enumerate(cards) if card[1]]
             raise UsageError(
                 f"ranks {here} have their stages on an accelerator and the others on the CPU; all of a "
-                "pipeline "
-                "have them in one kind of place"
+                "pipeline have them in one kind of place"
             )
         if own is None:
             self._make_edges([(self._members[a], self._members[b]) for a, b in edges], backend)
@@ -363,12 +360,9 @@ class DistributedGroup:
     def _check_not_lost(self) -> None:
         if self._lost is not None:
             raise RankError(
-                f"the group was lost in an earlier step ({self._lost}); start its processes anew, or build a "
-                "new "
-                "process group of those that are left and a new pipeline",
-                self._lost.rank,
-                self._lost.slot,
-                self._lost.action,
+                f"the group cannot go on, as rank {self._lost.rank} was lost before; start its processes "
+                "anew, or build a new process group of those that are left, and a new pipeline",
+                *(self._lost.rank, self._lost.slot, self._lost.action),
             )
 
     def _place(self) -> Place:
@@ -427,8 +421,7 @@ class DistributedGroup:
                 raise UsageError(
                     f"rank {rank} of the schedule is taken by {ranks.count(rank)} members of the group; "
                     f"rank_mapping gives each of the {self._size} members another rank, and is the same on "
-                    "all of "
-                    "them"
+                    "all of them"
                 )
         self._numbering = dict(enumerate(ranks))
         self._members = [ranks.index(rank) for rank in range(self._size)]
@@ -467,8 +460,7 @@ class DistributedGroup:
             who = f"rank {missing[0]} has not come" if len(missing) == 1 else f"ranks {missing} have not come"
             raise RankError(
                 f"rank {self._rank} builds a pipeline, and within {self.timeout.total_seconds():g} s {who}; "
-                "all "
-                f"members of the process group build it, in the same order ({_first_line(error)})",
+                f"all members of the process group build it, in the same order ({_first_line(error)})",
                 missing[0] if missing else self._rank,
             ) from error
         return group, store
@@ -529,7 +521,9 @@ def _raised(fault: Fault) -> RankError:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    """What an error of torch says, without the place in its sources."""
+    lines = re.sub(r"^\[\S+:\d+\] ", "", str(error)).splitlines()
+    text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 200 else text[:200] + "..."
 
 

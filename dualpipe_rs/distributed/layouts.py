@@ -69,8 +69,7 @@ def _part(tensor: Tensor, key: str) -> Part:
         kind = f"{type(tensor).__name__} ({tensor.layout})"
         raise UsageError(
             f"{words(key)} holds a {kind}; what travels between stages is a plain, dense tensor (a DTensor: "
-            "its "
-            ".to_local() or .full_tensor())"
+            "its .to_local() or .full_tensor())"
         )
     if tensor.dtype not in _CODES:
         raise UsageError(f"{words(key)} holds a tensor of {tensor.dtype}, which cannot travel between ranks")

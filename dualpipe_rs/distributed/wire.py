@@ -24,10 +24,9 @@ from dualpipe_rs.errors import Error
 class Lost(Error):
     """A rank did not answer; ``rank`` is the one that was waited for, ``tensor`` what it was to send."""
 
-    def __init__(self, rank: int, tensor: str, cause: BaseException) -> None:
+    def __init__(self, rank: int, tensor: str) -> None:
         super().__init__(f"lost {tensor} of rank {rank}")
         self.rank, self.tensor = rank, tensor
-        self.__cause__ = cause
 
 
 @dataclass
@@ -100,7 +99,7 @@ class Wire:
         (index, action), waits, seconds = self._slot, self._waits, time.monotonic() - self._since
         if waits is not None:
             doing = f"waits for {waits[1]} from rank {waits[0]}"
-            return Place(self._rank, doing, seconds, index, action, waits[0])
+            return Place(self._rank, doing, seconds, index, action, *waits)
         doing = "begins its step" if index is None else "computes"
         return Place(self._rank, doing, seconds, index, action)
 
@@ -257,7 +256,7 @@ class Wire:
         try:
             return start(self._members[rank], tensor)
         except RuntimeError as error:
-            raise Lost(rank, key or "a tensor", error) from None
+            raise Lost(rank, key or "a tensor") from error
 
     def _await_all(self, rank: int, key: str, works: list[Work]) -> None:
         while works:
@@ -266,5 +265,5 @@ class Wire:
                 if not works[0].is_completed():
                     works[0].wait()
             except RuntimeError as error:
-                raise Lost(rank, key, error) from None
+                raise Lost(rank, key) from error
             works.pop(0)
