@@ -31,7 +31,15 @@ from dualpipe_rs._core import (
     schedule_names,
 )
 from dualpipe_rs.comparison import Comparison, compare
-from dualpipe_rs.errors import Error, RankError, ScheduleError, SizeError, UsageError, Violation
+from dualpipe_rs.errors import (
+    CheckpointError,
+    Error,
+    RankError,
+    ScheduleError,
+    SizeError,
+    UsageError,
+    Violation,
+)
 from dualpipe_rs.local import run_local
 from dualpipe_rs.many import simulate_many
 
@@ -60,6 +68,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "CheckpointError",
     "Comparison",
     "Components",
     "Costs",

@@ -20,6 +20,10 @@ class SizeError(UsageError):
     """A published schedule does not exist for these numbers of ranks and microbatches."""
 
 
+class CheckpointError(UsageError, RuntimeError):
+    """A checkpoint does not fit the model or the optimizer; also a ``RuntimeError``, as with torch."""
+
+
 class Violation(NamedTuple):
     """One rule that a schedule breaks, and where.
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.optim import Optimizer
 
 import dualpipe_rs._core as _core
-from dualpipe_rs import clipping, generator_gate, zero
+from dualpipe_rs import checkpoint, clipping, generator_gate, zero
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
@@ -139,8 +141,8 @@ class Pipeline(nn.Module):
             claim_modules(self.group, self._by_stage())
         else:
             self.group.connect(_edges(probe), _device_of(self.module), self.rank)
-        ties = ties_of(self._by_stage(), tied)
-        self._replicas = Replicas(self.group, self.rank, self._by_stage, ties, replicas)
+        self._ties = ties_of(self._by_stage(), tied)
+        self._replicas = Replicas(self.group, self.rank, self._by_stage, self._ties, replicas)
 
     def step(
         self,
@@ -324,6 +326,99 @@ class Pipeline(nn.Module):
             )
         return self._given
 
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
+        """Parameters, persistent buffers and extra state of the whole model. All ranks of the group call it.
+
+        Names are those of the uncut model: the keys of the stages where no two stages have one in common,
+        as after :func:`~dualpipe_rs.partition`, else those of ``nn.Sequential(*stages)``, such as
+        ``"3.weight"``. What ``torch.compile`` and activation checkpointing add to names is left out.
+
+        Args:
+            *args: ``destination``, ``prefix`` and ``keep_vars`` by position, as ``nn.Module`` takes them.
+            destination: a dict to add to, instead of a new one.
+            prefix: put before each name.
+            keep_vars: give this rank's own as parameters, not detached.
+
+        Returns:
+            A dict by name on every rank, by stage and then in the module's own order. This rank's own
+            tensors are not copies; those of other ranks are, on the CPU (ranks that are threads of
+            one process share them).
+
+        Raises:
+            UsageError: the two copies of a stage have different keys.
+        """
+        given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False))
+        options = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars, **given}
+        return checkpoint.full_state(self._here(), **options)
+
+    def local_state_dict(self, keep_vars: bool = False) -> dict[str, Any]:
+        """This rank's share of :meth:`state_dict`, not copied. All ranks of the group call it: names travel.
+
+        It is what ``torch.distributed.checkpoint`` saves and loads in place, without a rank that has it all.
+        """
+        return checkpoint.local_state(self._here(), keep_vars)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """Takes this rank's stages from a dict by global names. All ranks of the group call it: names travel.
+
+        Args:
+            state_dict: of :meth:`state_dict` under any placement, of the uncut model, or of
+                :meth:`local_state_dict` under the same placement.
+            strict: refuse a dict that lacks something of this rank's, or holds what no stage has.
+            assign: take over the given tensors, as ``nn.Module.load_state_dict`` does, instead of copying
+                from them. Ranks that are threads need a dict each then.
+
+        Returns:
+            ``missing_keys``, of this rank, and ``unexpected_keys``, that no stage of the pipeline has.
+
+        Raises:
+            CheckpointError: (a ``RuntimeError``) names are missing or unknown while ``strict``, or shapes
+                differ. Nothing was loaded on this rank.
+        """
+        return checkpoint.load_state(self._here(), state_dict, strict, assign)
+
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The states of all ranks' optimizers as one, by name. All ranks of the group call it.
+
+        The ranks' parameter groups are merged by position. A rank may hold any of its parameters, but needs
+        every group, an empty one if need be.
+
+        Args:
+            optimizer: this rank's, over parameters of its stages.
+
+        Returns:
+            On every rank ``{"state": {name: {...}}, "param_groups": [{..., "params": [name, ...]}]}``, as
+            ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` of the uncut model gives it.
+            Tensors of this rank's own optimizer are not copies; others are, on the CPU.
+
+        Raises:
+            UsageError: options of a group differ between ranks, or a parameter is of no stage here.
+        """
+        return checkpoint.full_optimizer_state(self._here(), optimizer)
+
+    def load_optimizer_state_dict(self, optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+        """Takes what this rank's optimizer holds. All ranks of the group call it: names travel.
+
+        Options such as ``lr`` come from the groups, as with ``optimizer.load_state_dict``. A parameter that
+        had no state yet when it was saved has none afterwards.
+
+        Args:
+            optimizer: this rank's, with as many parameter groups as the saved one.
+            state_dict: of :meth:`optimizer_state_dict`, under any placement and split over ranks, or of
+                torch's ``get_optimizer_state_dict`` of the uncut model. It is copied.
+
+        Raises:
+            CheckpointError: (a ``RuntimeError``) a parameter is in another group or none, or the groups or
+                names are not this pipeline's. Nothing was loaded on this rank.
+        """
+        checkpoint.load_optimizer_state(self._here(), optimizer, state_dict)
+
     def extra_repr(self) -> str:
         """The schedule and the rank, for the module's repr."""
         return f"schedule={self._given!r}, rank={self.rank} of {self.num_ranks}, stages={self._stages}"
@@ -365,6 +460,9 @@ class Pipeline(nn.Module):
             schedule = self.schedule_for(num_chunks)
             self._schedules[key] = schedule if training else schedule.forward_only()
         return self._schedules[key]
+
+    def _here(self) -> checkpoint.Here:
+        return checkpoint.Here(self.group, self.rank, self._by_stage(), self._ties, self._replicas)
 
     # -- around the run ---------------------------------------------------------------------------
 

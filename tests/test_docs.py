@@ -26,7 +26,7 @@ def test_blocks_run(page):
 def test_links_and_named_files_exist(page):
     text = page.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    files = re.findall(r"`((?:rust|tests|dualpipe_rs|docs|notebooks|bench)/[\w./]*)`", text)
+    files = re.findall(r"`((?:rust|tests|dualpipe_rs|docs|notebooks|bench|examples)/[\w./]*)`", text)
     for name in links:
         assert (page.parent / name).exists(), name
     for name in files:
