@@ -29,6 +29,7 @@ from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.logs import log_step
 from dualpipe_rs.replicas import Replicas
+from dualpipe_rs.sharding import check_sharding
 from dualpipe_rs.ties import ties_of
 from dualpipe_rs.utils import Tensors
 from dualpipe_rs.worker import Worker, accepted_keywords, autocast_devices
@@ -137,6 +138,7 @@ class Pipeline(nn.Module):
         given = _checked_modules(modules, self._stages, probe, self.rank)
         bare, replicas = unwrapped(given, self._stages, data_parallel_group)
         self.module = nn.ModuleList(bare)
+        check_sharding(self._by_stage(), replicas)
         if isinstance(self.group, LocalGroup):
             claim_modules(self.group, self._by_stage())
         else:

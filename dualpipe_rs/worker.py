@@ -273,7 +273,13 @@ def _owned(inputs: Values) -> Values:
 
 def _handed_over(output: Tensor | None) -> Tensor | None:
     """The same memory without the graph behind it, ready to collect a gradient where there will be one."""
-    return output if output is None else output.detach().requires_grad_(output.requires_grad)
+    return output if output is None else _here(output.detach()).requires_grad_(output.requires_grad)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """What tensor-parallel layers return may still be on its way from a collective: waits for it."""
+    wait = None if type(tensor) is Tensor else getattr(tensor, "trigger_wait", None)
+    return tensor if wait is None else wait()
 
 
 def _with_gradients(outputs: Values, grads: Values | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -288,7 +294,9 @@ def _with_gradients(outputs: Values, grads: Values | None) -> tuple[list[Tensor]
 
 def _input_gradients(stage: int, inputs: Values) -> Values | None:
     """What goes back to the stage before; the first stage's inputs are the user's own."""
-    return tuple(t if t is None else t.grad for t in inputs) if stage > 0 else None
+    if stage == 0:
+        return None
+    return tuple(None if t is None or t.grad is None else _here(t.grad) for t in inputs)
 
 
 def _overlapped(module0: nn.Module, module1: nn.Module) -> Callable[..., tuple[Any, Any]] | None:
