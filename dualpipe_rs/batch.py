@@ -113,9 +113,17 @@ def _keywords(
 
 
 def _signature(values: Sequence[Any]) -> int:
-    """A number that tells the types and shapes of a batch."""
-    shapes = [(str(v.dtype), tuple(v.shape)) if isinstance(v, Tensor) else None for v in values]
-    return int.from_bytes(hashlib.blake2b(repr(shapes).encode(), digest_size=7).digest(), "big")
+    """A number that tells the types and shapes of a batch, and what else may set shapes."""
+    text = repr([_what_sets_shapes(value) for value in values])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def _what_sets_shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [_what_sets_shapes(part) for part in value]
+    return value if isinstance(value, (int, str)) else None  # a length, a switch, a mode
 
 
 def as_sequence(labels: Any) -> tuple[Tensor | None, ...]:

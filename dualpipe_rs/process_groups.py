@@ -3,22 +3,51 @@
 ``torch.distributed.new_group(use_local_synchronization=True)`` names a group by its ranks and by how many
 groups the process has made before. Members that have made different numbers of groups, as the ends and the
 middle of a pipeline may well have, would wait for each other under different names until the timeout.
+And it counts these groups for the names of the job's next ones, too: after a pipeline of some of the job's
+processes, all of which then make a group or a mesh, these would hang. So groups made here have a count apart.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+#: Where the count apart begins: no job makes so many groups.
+_FAR = 1 << 40
+_count_apart = _FAR
+
+
+@contextmanager
+def _counted_apart() -> Iterator[None]:
+    """Around all that is done here with torch's count of groups; torch's own is as before afterwards."""
+    global _count_apart
+    world: Any = getattr(dist.distributed_c10d, "_world", None)
+    before = getattr(world, "group_count", None)
+    if before is None:
+        yield
+        return
+    world.group_count = _count_apart
+    try:
+        yield
+    finally:
+        _count_apart = world.group_count
+        world.group_count = before
+
 
 def made_so_far() -> int:
-    """The number that torch puts into the name of this process's next group."""
+    """A number that torch puts into the name of the next group that this process makes here."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0
+    with _counted_apart():
+        return _next_number()
+
+
+def _next_number() -> int:
     world: Any = getattr(dist.distributed_c10d, "_world", None)
     name: Any = getattr(dist.distributed_c10d, "_hash_ranks_to_str", None)
     counts = (getattr(world, "group_count", 0), len(getattr(world, "pg_names", ())))
@@ -30,8 +59,9 @@ def made_so_far() -> int:
 
 def catch_up(own_rank: int, agreed: int) -> None:
     """Makes groups of this process alone until it has made as many as any member."""
-    for _ in range(agreed - made_so_far()):
-        dist.new_group([own_rank], backend="gloo", use_local_synchronization=True)
+    with _counted_apart():
+        for _ in range(agreed - _next_number()):
+            dist.new_group([own_rank], backend="gloo", use_local_synchronization=True)
 
 
 def make_rounds(
@@ -51,8 +81,9 @@ def make_rounds(
     made = []
     for groups in rounds:
         mine = next((list(ranks) for ranks in groups if own_rank in ranks), None)
-        group = dist.new_group(
-            mine or [own_rank], timeout=timeout, backend=backend, use_local_synchronization=True
-        )
+        with _counted_apart():
+            group = dist.new_group(
+                mine or [own_rank], timeout=timeout, backend=backend, use_local_synchronization=True
+            )
         made.append(group if mine else None)
     return made

@@ -20,7 +20,7 @@ def diagnosed(fault: Fault, places: Mapping[int, Place], size: int) -> RankError
         places: where each rank is that has answered, by its number in the schedule.
         size: how many ranks there are.
     """
-    culprit = _culprit(fault, places)
+    culprit = _culprit(fault, places, size)
     place = places.get(culprit)
     message = f"{fault.message}: rank {culprit} {_told(place)}. Where all ranks are:"
     message += "".join(f"\n  rank {rank} {_told(places.get(rank))}" for rank in range(size))
@@ -30,9 +30,11 @@ def diagnosed(fault: Fault, places: Mapping[int, Place], size: int) -> RankError
     return RankError(message, culprit, place.slot, place.action)
 
 
-def _culprit(fault: Fault, places: Mapping[int, Place]) -> int:
+def _culprit(fault: Fault, places: Mapping[int, Place], size: int) -> int:
     """The rank at the end of the chain of those who wait, from the one that was waited for."""
     rank, seen = fault.rank, {fault.reporter}
+    if rank < 0:
+        return _absent(fault, places, size)
     while rank in places and rank not in seen:
         seen.add(rank)
         waits_for = places[rank].waits_for
@@ -40,6 +42,14 @@ def _culprit(fault: Fault, places: Mapping[int, Place]) -> int:
             break
         rank = waits_for
     return rank
+
+
+def _absent(fault: Fault, places: Mapping[int, Place], size: int) -> int:
+    """Where all meet nobody in particular is waited for: a rank that is silent, or else at something else."""
+    silent = [rank for rank in range(size) if rank not in places]
+    met = places.get(fault.reporter)
+    elsewhere = [rank for rank, place in sorted(places.items()) if met and place.doing != met.doing]
+    return [*silent, *elsewhere, fault.reporter][0]
 
 
 def _told(place: Place | None) -> str:

@@ -471,9 +471,8 @@ class DistributedGroup:
         try:
             store.wait(here, self.timeout)
             catch_up(self.global_ranks[self._rank], max(int(store.get(key)) for key in here))
-            group = dist.new_group(
-                self.global_ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=True
-            )
+            rounds = [[self.global_ranks]]
+            (group,) = make_rounds(self.global_ranks[self._rank], rounds, self.timeout, "gloo")
         except RuntimeError as error:
             missing = [m for m in range(self._size) if not _is_here(store, m)]
             who = f"rank {missing[0]} has not come" if len(missing) == 1 else f"ranks {missing} have not come"

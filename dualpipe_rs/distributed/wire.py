@@ -159,7 +159,7 @@ class Wire:
             value = tuple(None if part is None else part.zeros(self._device) for part in known)
         for tensor in value or ():
             if tensor is not None and tensor.numel():
-                self._start(to, sending, tensor.detach().contiguous(), self._links.send)
+                self._start(to, sending, _memory_of(tensor), self._links.send)
 
     def sent(self, to: int, key: str) -> None:
         """Goes on once a tensor handed over has left.
@@ -267,3 +267,8 @@ class Wire:
             except RuntimeError as error:
                 raise Lost(rank, key) from error
             works.pop(0)
+
+
+def _memory_of(tensor: Tensor) -> Tensor:
+    """A tensor whose memory, read from one end to the other, is the value; the same one where it can be."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
