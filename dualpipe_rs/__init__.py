@@ -47,17 +47,17 @@ if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
-    from dualpipe_rs.grad_scaler import GradScaler
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.profiling import profile_schedule
+    from dualpipe_rs.replicas.grad_scaler import GradScaler
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
 
 # Where the names that need torch live.
 _LAZY = {
     "DualPipe": "pipeline",
     "DualPipeV": "pipeline",
-    "GradScaler": "grad_scaler",
+    "GradScaler": "replicas.grad_scaler",
     "Pipeline": "pipeline",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from dualpipe_rs.errors import UsageError
-from dualpipe_rs.ties import mark
+from dualpipe_rs.replicas.ties import mark
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,18 +19,18 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.optim import Optimizer
 
 import dualpipe_rs._core as _core
-from dualpipe_rs import checkpoint, clipping, generator_gate, zero
+from dualpipe_rs import checkpoint, generator_gate
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
-from dualpipe_rs.data_parallel import unwrapped
 from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.logs import log_step
-from dualpipe_rs.replicas import Replicas
-from dualpipe_rs.sharding import check_sharding
-from dualpipe_rs.ties import ties_of
+from dualpipe_rs.replicas import Replicas, clipping, zero
+from dualpipe_rs.replicas.data_parallel import unwrapped
+from dualpipe_rs.replicas.sharding import check_sharding
+from dualpipe_rs.replicas.ties import ties_of
 from dualpipe_rs.utils import Tensors
 from dualpipe_rs.worker import Worker, accepted_keywords, autocast_devices
 

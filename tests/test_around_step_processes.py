@@ -11,9 +11,9 @@ from spawned import Members, run_processes
 from torch import nn
 
 import dualpipe_rs as dp
-from dualpipe_rs.clipping import clip_grad_norm_
 from dualpipe_rs.replicas import Replicas
-from dualpipe_rs.ties import ties_of
+from dualpipe_rs.replicas.clipping import clip_grad_norm_
+from dualpipe_rs.replicas.ties import ties_of
 
 
 def stage(index, seed):

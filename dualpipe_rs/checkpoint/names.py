@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dualpipe_rs.errors import UsageError
 
 if TYPE_CHECKING:
-    from dualpipe_rs.copies import Place
     from dualpipe_rs.groups import Group
     from dualpipe_rs.replicas import Replicas
+    from dualpipe_rs.replicas.copies import Place
 
 #: What torch.compile and activation checkpointing call the module that they wrap.
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dualpipe_rs.copies import as_bytes, from_bytes
 from dualpipe_rs.groups import Group, ProcessesGroup
 from dualpipe_rs.process_groups import make_rounds
+from dualpipe_rs.replicas.copies import as_bytes, from_bytes
 
 T = TypeVar("T")
 Key = tuple[int, ...]

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import nn
 
 from dualpipe_rs._core import LocalGroup
-from dualpipe_rs.copies import Held, Place, held_by
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.groups import Group
-from dualpipe_rs.holders import Holders, Key, LocalHolders, ProcessHolders
 from dualpipe_rs.process_groups import catch_up, made_so_far
+from dualpipe_rs.replicas.copies import Held, Place, held_by
+from dualpipe_rs.replicas.holders import Holders, Key, LocalHolders, ProcessHolders
 
 Stages = Callable[[], Mapping[int, nn.Module]]
 Ties = Mapping[str, Sequence[Place]]

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dualpipe_rs.copies import Held, shard
 from dualpipe_rs.errors import UsageError
-from dualpipe_rs.holders import Key
-from dualpipe_rs.layout import Layout
+from dualpipe_rs.replicas.copies import Held, shard
+from dualpipe_rs.replicas.holders import Key
+from dualpipe_rs.replicas.layout import Layout
 
 #: Takes this rank's share as (name, parameter) and returns parameter groups of it, as optimizers take them.
 ParamGroups = Callable[[list[tuple[str, nn.Parameter]]], Iterable[dict[str, Any]]]

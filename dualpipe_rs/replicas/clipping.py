@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.groups import Group
-from dualpipe_rs.layout import Layout
+from dualpipe_rs.replicas.layout import Layout
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualpipe_rs import zero
-from dualpipe_rs.copies import Held, description, digest, local, shard
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.groups import Group
-from dualpipe_rs.holders import Key
-from dualpipe_rs.layout import Layout, Stages, Ties
 from dualpipe_rs.logs import log
+from dualpipe_rs.replicas import zero
+from dualpipe_rs.replicas.copies import Held, description, digest, local, shard
+from dualpipe_rs.replicas.holders import Key
+from dualpipe_rs.replicas.layout import Layout, Stages, Ties
 
 _Tensors = dict[str, tuple[str, list[Tensor]]]  # by name: a label, and this rank's objects
 
@@ -109,7 +109,7 @@ class Replicas:
         return told
 
     def zero1(self, optimizer_class: Any, param_groups: zero.ParamGroups | None, options: Any) -> Any:
-        """An optimizer for this rank's share; see :mod:`dualpipe_rs.zero`."""
+        """An optimizer for this rank's share; see :mod:`dualpipe_rs.replicas.zero`."""
         optimizer = zero.make(self.layout, optimizer_class, param_groups, options)
         self._sharing.add(optimizer)
         return optimizer

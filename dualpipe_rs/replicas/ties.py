@@ -14,7 +14,7 @@ from dualpipe_rs.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from dualpipe_rs.copies import Place
+    from dualpipe_rs.replicas.copies import Place
 
 # In a stage's __dict__, which copy.deepcopy and pickle keep: {name of the tie: name of the parameter}.
 _MARK = "_dualpipe_rs_ties"
