@@ -7,6 +7,7 @@
 - zero.py: each optimizer state on one rank.
 - grad_scaler.py: a scaler on which all ranks agree.
 - ties.py, data_parallel.py: how a pipeline is told of ties and replicas.
+- sharding.py: sharded stages that would train wrong, refused.
 """
 
 from dualpipe_rs.replicas.sync import Replicas
