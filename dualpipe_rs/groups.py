@@ -35,6 +35,9 @@ class ProcessesGroup(Group, Protocol):
     def timeout(self) -> timedelta:
         """How long a collective may wait."""
 
+    def meet(self, purpose: str, *numbers: int) -> list[list[int]]:
+        """Comes together with all members, which must have come for the same purpose; their numbers."""
+
     def at(self, what: str) -> AbstractContextManager[Any]:
         """To be around each collective: what fails in it raises as a failure of this rank's at ``what``."""
 

@@ -223,8 +223,9 @@ class Pipeline(nn.Module):
             )
         if training:
             self._replicas.before_training()
+        settings = self._settings() + (", gather_loss=True" if gather_loss else "")
         with self._running(worker):
-            timeline = self.group.step(schedule, worker, self.rank, self._settings(), self.p2p)
+            timeline = self.group.step(schedule, worker, self.rank, settings, self.p2p)
         self.timeline = timeline if self._measure else None
         if self.timeline is not None:
             log_step(self.timeline, self.rank)

@@ -99,6 +99,9 @@ class Members:
         dist.all_gather_object(told, object, group=self._group)
         return told
 
+    def meet(self, purpose: str, *numbers: int) -> list[list[int]]:
+        return self.exchange(list(numbers), purpose)
+
     def at(self, what: str) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -12,18 +12,20 @@ from dualpipe_rs.distributed.board import Fault, Place
 from dualpipe_rs.errors import RankError
 
 
-def diagnosed(fault: Fault, places: Mapping[int, Place], size: int) -> RankError:
+def diagnosed(fault: Fault, places: Mapping[int, Place], size: int, suspect: int | None = None) -> RankError:
     """The error for a lost rank.
 
     Args:
-        fault: what the first that gave up has said.
+        fault: what the first that gave up has said; its rank is -1 if it waited for all.
         places: where each rank is that has answered, by its number in the schedule.
         size: how many ranks there are.
+        suspect: the rank that must be it, if known otherwise.
     """
-    culprit = _culprit(fault, places, size)
+    culprit = _culprit(fault, places, size) if suspect is None else suspect
     place = places.get(culprit)
     message = f"{fault.message}: rank {culprit} {_told(place)}. Where all ranks are:"
-    message += "".join(f"\n  rank {rank} {_told(places.get(rank))}" for rank in range(size))
+    silent = "does not answer" if suspect is None else "cannot be asked"
+    message += "".join(f"\n  rank {rank} {places.get(rank, silent)}" for rank in range(size))
     if place is None:
         awaited = [place.tensor for place in places.values() if place.waits_for == culprit]
         return RankError(message, culprit, None, awaited[0] if awaited else None)
@@ -34,7 +36,7 @@ def _culprit(fault: Fault, places: Mapping[int, Place], size: int) -> int:
     """The rank at the end of the chain of those who wait, from the one that was waited for."""
     rank, seen = fault.rank, {fault.reporter}
     if rank < 0:
-        return _absent(fault, places, size)
+        rank = _absent(fault.reporter, places, size)
     while rank in places and rank not in seen:
         seen.add(rank)
         waits_for = places[rank].waits_for
@@ -44,12 +46,13 @@ def _culprit(fault: Fault, places: Mapping[int, Place], size: int) -> int:
     return rank
 
 
-def _absent(fault: Fault, places: Mapping[int, Place], size: int) -> int:
+def _absent(reporter: int, places: Mapping[int, Place], size: int) -> int:
     """Where all meet nobody in particular is waited for: a rank that is silent, or else at something else."""
-    silent = [rank for rank in range(size) if rank not in places]
-    met = places.get(fault.reporter)
-    elsewhere = [rank for rank, place in sorted(places.items()) if met and place.doing != met.doing]
-    return [*silent, *elsewhere, fault.reporter][0]
+    others = [rank for rank in range(size) if rank != reporter]
+    here = places[reporter].doing if reporter in places else None
+    silent = [rank for rank in others if rank not in places]
+    elsewhere = [rank for rank in others if rank in places and places[rank].doing != here]
+    return [*silent, *elsewhere, reporter][0]
 
 
 def _told(place: Place | None) -> str:

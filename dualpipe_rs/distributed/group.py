@@ -9,6 +9,7 @@ wire.py's.
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import socket
@@ -18,6 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -96,6 +98,7 @@ class DistributedGroup:
         self._in_step = False
         self._doing: tuple[str, float] = ("builds its pipeline", time.monotonic())
         self._wire: Wire | None = None
+        self._store_holder: int | None = None  # the member that has the job's store, if one has it
         self._interrupts = Interrupts()
         self.process_group, store = self._gather()
         self._edges: dict[tuple[int, int], Any] = {}
@@ -140,7 +143,8 @@ class DistributedGroup:
                 "not send tensors from there; initialise the group with a backend that does, such as "
                 '"cpu:gloo,cuda:nccl"'
             )
-        cards = self.meet("builds a pipeline", numbering, own is None)
+        options = f"dynamic_shapes={self._dynamic}, measure={self._measure}"
+        cards = self.meet(f"builds a pipeline with {options}", numbering, own is None)
         self._number([card[0] for card in cards])
         self._device = device
         if len({card[1] for card in cards}) > 1:
@@ -234,7 +238,7 @@ class DistributedGroup:
             self._board.announce(
                 Fault(rank, None, None, f"rank {rank}, before the step: {why}", reporter=rank)
             )
-            self._meet("cannot begin its step", refused=True)
+            self._meet("cannot begin its step", refuses=True)
 
     @contextmanager
     def at(self, purpose: str) -> Iterator[None]:
@@ -271,6 +275,7 @@ class DistributedGroup:
         try:
             records = _core.run_rank(schedule, worker, wire, rank, p2p)
             wire.finish()
+            self._interrupts.check()  # Ctrl-C in the last slot: now the others can still be told
         except Lost as lost:
             self._give_up(lost.__cause__ or lost, lost.rank, f"waits for {lost.tensor}")
         except BaseException as raised:
@@ -295,10 +300,11 @@ class DistributedGroup:
         own[:3] = torch.tensor([stopped, zero, _host()], dtype=torch.float64)
         if self._measure and not stopped:
             own[3 : 3 + records.size] = torch.from_numpy(records).view(-1)
+        self._wire = None  # its slots are behind it: it waits for everybody
         with self.at("ends its step"):
             rows = self._all_gather(own)
-        if any(row[0] for row in rows):
-            raise _raised(self._board.settled())
+        if wrong := [rank for rank, member in enumerate(self._members) if rows[member][0]]:
+            raise _raised(self._board.settled(wrong[0]))
         return self._timeline(schedule, rows, lengths) if self._measure else None
 
     def _timeline(self, schedule: Schedule, rows: list[Tensor], lengths: list[int]) -> Timeline:
@@ -344,13 +350,26 @@ class DistributedGroup:
         what = f"{where}: {doing}" + ("" if awaited is None else f" of rank {awaited}")
         what += f", in vain ({_first_line(cause)}; timeout {self.timeout.total_seconds():g} s)"
         fault = Fault(-1 if awaited is None else awaited, None, None, what, fatal=True, reporter=place.rank)
+        is_first = self._board.fault is None
         fault = self._board.announce(fault)
+        # Who heard of no fault while there was a store, and now finds none, has lost the one who held it.
+        suspect = self._store_holder if is_first and self._board.silence is not None else None
         self._wake()
-        self._board.tell()
         places = {self._numbering[m]: place for m, place in self._board.places(_GRACE).items()}
-        self._lost = diagnosed(fault, places, self._size) if fault.fatal else _raised(fault)
+        self._lost = self._diagnosed(fault, places, suspect) if fault.fatal else _raised(fault)
+        asking = [m for m, rank in self._numbering.items() if rank in places and rank != self._lost.rank]
+        self._board.read(asking, holds_store=self._store_holder == self._rank)
         log.error("%s", self._lost, extra={"rank": place.rank, "slot": place.slot})
         raise self._lost from cause
+
+    def _diagnosed(self, fault: Fault, places: dict[int, Place], suspect: int | None) -> RankError:
+        """The error; ``suspect`` is the member that must be lost, if known."""
+        if self._board.silence is None:
+            return diagnosed(fault, places, self._size)
+        places = places or {self._numbering[self._rank]: self._place()}
+        rank = None if suspect is None else self._numbering[suspect]
+        why = self._board.silence + ("" if rank is None else f", which rank {rank} holds")
+        return diagnosed(replace(fault, message=f"{fault.message}; {why}"), places, self._size, rank)
 
     def _wake(self) -> None:
         """Ends whatever this member waits for: a receive that times out closes all of a gloo group's
@@ -400,13 +419,13 @@ class DistributedGroup:
 
     # -- meetings ---------------------------------------------------------------------------------
 
-    def _meet(self, purpose: str, *numbers: int, refused: bool = False) -> list[list[int]]:
+    def _meet(self, purpose: str, *numbers: int, refuses: bool = False) -> list[list[int]]:
         card = torch.zeros(2 + _CARD, dtype=torch.int64)
-        card[: 2 + len(numbers)] = torch.tensor([refused, _number_of(purpose), *numbers])
+        card[: 2 + len(numbers)] = torch.tensor([refuses, _number_of(purpose), *numbers])
         with self.at(purpose):
             cards = [row.tolist() for row in self._all_gather(card)]
-        if any(card[0] for card in cards):
-            raise _raised(self._board.settled())
+        if refused := [self._numbering[member] for member, card in enumerate(cards) if card[0]]:
+            raise _raised(self._board.settled(refused[0]))
         if len({card[1] for card in cards}) > 1:
             self._disagree(purpose)
         return [card[2:] for card in cards]
@@ -467,19 +486,27 @@ class DistributedGroup:
         base = dist.distributed_c10d._get_default_store()
         store = dist.PrefixStore(f"dualpipe_rs/{name}/{number}", base)
         here = [f"here/{member}" for member in range(self._size)]
-        store.set(here[self._rank], str(made_so_far()))
+        left: list[int] = []
+        store.set(here[self._rank], json.dumps([made_so_far(), _holds(base)]))
         try:
             store.wait(here, self.timeout)
-            catch_up(self.global_ranks[self._rank], max(int(store.get(key)) for key in here))
+            cards = [json.loads(store.get(key)) for key in here]
+            left = [m for m in range(self._size) if store.check([f"left/{m}"])]
+            if left:
+                raise RuntimeError(f"{_ranks(left)} came, and waited in vain")
+            self._store_holder = next((m for m, (_, holds) in enumerate(cards) if holds), None)
+            catch_up(self.global_ranks[self._rank], max(made for made, _ in cards))
             rounds = [[self.global_ranks]]
             (group,) = make_rounds(self.global_ranks[self._rank], rounds, self.timeout, "gloo")
         except RuntimeError as error:
+            with suppress(RuntimeError):  # one that comes later must not wait for this one
+                store.set(f"left/{self._rank}", "")
             missing = [m for m in range(self._size) if not _is_here(store, m)]
-            who = f"rank {missing[0]} has not come" if len(missing) == 1 else f"ranks {missing} have not come"
             raise RankError(
-                f"rank {self._rank} builds a pipeline, and within {self.timeout.total_seconds():g} s {who}; "
-                f"all members of the process group build it, in the same order ({_first_line(error)})",
-                missing[0] if missing else self._rank,
+                f"rank {self._rank} builds a pipeline, and within {self.timeout.total_seconds():g} s "
+                f"{_ranks(missing) + ' did not come' if missing else 'did not get it'}; all members of the "
+                f"process group build it, in the same order ({_first_line(error)})",
+                (missing or left or [self._rank])[0],
             ) from error
         return group, store
 
@@ -525,10 +552,21 @@ def _rounds(edges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return rounds
 
 
+def _holds(store: Any) -> bool:
+    """Whether the job's store is in this process. Torch tells it in words alone."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return "server=TCPServer" in repr(store)
+
+
 def _is_here(store: Any, member: int) -> bool:
     with suppress(RuntimeError):
         return bool(store.check([f"here/{member}"]))
     return False
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
 def _raised(fault: Fault) -> RankError:

@@ -136,6 +136,7 @@ class ProcessHolders:
 
     def sum(self, flats: Flats, purpose: str) -> Flats:
         """See :class:`Holders`."""
+        self._group.meet(purpose)  # a rank that is at something else may be none of the holders
         for key, by_type in self._at(flats):
             for flat in by_type.values():
                 with self._group.at(purpose):
