@@ -7,7 +7,6 @@ gathers losses and outputs. It holds no schedule logic and sends nothing.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -23,6 +22,15 @@ from dualpipe_rs import checkpoint, generator_gate
 from dualpipe_rs import weight_grad as wg
 from dualpipe_rs._core import LocalGroup, Schedule, Timeline
 from dualpipe_rs.batch import Criterion, gathered, share
+from dualpipe_rs.building import (
+    check_keywords,
+    check_options,
+    checked_modules,
+    device_of,
+    edges,
+    group,
+    own_rank,
+)
 from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
@@ -32,10 +40,7 @@ from dualpipe_rs.replicas.data_parallel import unwrapped
 from dualpipe_rs.replicas.sharding import check_sharding
 from dualpipe_rs.replicas.ties import ties_of
 from dualpipe_rs.utils import Tensors
-from dualpipe_rs.worker import Worker, accepted_keywords, autocast_devices
-
-#: The longest timeout, in seconds: a year.
-_LONGEST = 3.2e7
+from dualpipe_rs.worker import Worker, autocast_devices
 
 #: What ``tied`` takes: each tie's name, and this rank's parameter, or several where its stages have copies.
 Tied = Mapping[str, nn.Parameter | Sequence[nn.Parameter]]
@@ -106,14 +111,14 @@ class Pipeline(nn.Module):
         tied: Tied = _NO_TIES,
     ) -> None:
         super().__init__()
-        _check_options(
+        check_options(
             batch_dim,
             timeout,
             split_weight_grad=split_weight_grad,
             dynamic_shapes=dynamic_shapes,
             measure=measure,
         )
-        self.group = _group(process_group, timeout=timeout, dynamic_shapes=dynamic_shapes, measure=measure)
+        self.group = group(process_group, timeout=timeout, dynamic_shapes=dynamic_shapes, measure=measure)
         self.num_ranks = self.group.size()
         self.rank = self.group.rank()
         self.batch_dim = batch_dim
@@ -125,7 +130,7 @@ class Pipeline(nn.Module):
         self._schedules: dict[tuple[int, bool], Schedule] = {}
         self._store = wg.Store()
         with self._or_refuse():
-            self.rank = _own_rank(self.group, rank_mapping)
+            self.rank = own_rank(self.group, rank_mapping)
             self._build(modules, data_parallel_group, tied)
             if split_weight_grad:
                 wg.split_weight_grad(self.module)
@@ -135,14 +140,14 @@ class Pipeline(nn.Module):
         if self.p2p != "eager":
             probe.verify(self.p2p)
         self._stages = probe.stages_of(self.rank)
-        given = _checked_modules(modules, self._stages, probe, self.rank)
+        given = checked_modules(modules, self._stages, probe, self.rank)
         bare, replicas = unwrapped(given, self._stages, data_parallel_group)
         self.module = nn.ModuleList(bare)
         check_sharding(self._by_stage(), replicas)
         if isinstance(self.group, LocalGroup):
             claim_modules(self.group, self._by_stage())
         else:
-            self.group.connect(_edges(probe), _device_of(self.module), self.rank)
+            self.group.connect(edges(probe), device_of(self.module), self.rank)
         self._ties = ties_of(self._by_stage(), tied)
         self._replicas = Replicas(self.group, self.rank, self._by_stage, self._ties, replicas)
 
@@ -207,7 +212,7 @@ class Pipeline(nn.Module):
                 training=training,
                 dim=self.batch_dim,
             )
-            _check_keywords(keywords, self.module, self.rank)
+            check_keywords(keywords, self.module, self.rank)
             worker = Worker(
                 self._by_stage(),
                 schedule.num_stages,
@@ -557,86 +562,3 @@ class DualPipeV(Pipeline):
         **options: Any,
     ) -> None:
         super().__init__(modules, "dualpipev", batch_dim, process_group, rank_mapping, **options)
-
-
-def _check_options(batch_dim: Any, timeout: Any, **flags: Any) -> None:
-    if not isinstance(batch_dim, int) or isinstance(batch_dim, bool):
-        raise UsageError(f"batch_dim is {batch_dim!r}; it is the number of a dimension")
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise UsageError(f"{name} is {flag!r}; it is True or False")
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not is_number or not 0 < timeout < _LONGEST:
-        raise UsageError(f"timeout is {timeout!r}; it is a positive number of seconds, at most {_LONGEST:g}")
-
-
-def _group(given: Any, **options: Any) -> Any:
-    """The ranks, as threads or as processes: what both have is rank, size, step, exchange, refuse."""
-    distributed = torch.distributed
-    initialised = distributed.is_available() and distributed.is_initialized()
-    group = current_group() if given is None else given
-    if group is None and initialised and distributed.get_world_size() > 1:
-        group = distributed.group.WORLD
-    if group is None:
-        return _core.local_groups(1)[0]
-    if isinstance(group, LocalGroup):
-        return group
-    if initialised:
-        from dualpipe_rs.distributed import DistributedGroup, process_group
-
-        if (found := process_group(group)) is not None:
-            return DistributedGroup(found, **options) if found.size() > 1 else _core.local_groups(1)[0]
-    raise UsageError(
-        f"process_group is of type {type(group).__name__}; give a ProcessGroup of torch.distributed, once "
-        "that is initialised, or the group that dualpipe_rs.run_local(fn, num_ranks) hands to fn"
-    )
-
-
-def _edges(schedule: Schedule) -> list[tuple[int, int]]:
-    """The pairs of ranks, (from, to), between which tensors travel."""
-    return [(int(a), int(b)) for a, b in zip(*schedule.p2p_tensors().nonzero(), strict=True)]
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    """Where the stages are; modules without parameters and buffers are taken to be on the CPU."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return next((t.device for t in tensors), torch.device("cpu"))
-
-
-def _check_keywords(keywords: Mapping[str, Any], stages: nn.Module, rank: int) -> None:
-    """Refuses keyword arguments that none of the rank's stages takes: most are misspelt."""
-    if keywords:
-        accepted = [accepted_keywords(stage) for stage in stages.children()]
-        for name in keywords:
-            if not any(names is None or name in names for names in accepted):
-                raise UsageError(
-                    f"step() was given {name}=..., which none of the stages of rank {rank} takes as a "
-                    "keyword argument"
-                )
-
-
-def _own_rank(group: Any, mapping: Sequence[int] | None) -> int:
-    if mapping is None:
-        return group.rank()
-    if sorted(mapping) != list(range(group.size())):
-        raise UsageError(
-            f"rank_mapping={list(mapping)} does not give each of the {group.size()} members another rank; "
-            f"it is an order of 0 to {group.size() - 1}"
-        )
-    return mapping[group.rank()]
-
-
-def _checked_modules(
-    modules: Sequence[nn.Module], stages: list[int], schedule: Schedule, rank: int
-) -> list[nn.Module]:
-    several = isinstance(modules, (list, tuple, nn.Sequential, nn.ModuleList))
-    given: list[Any] = list(modules) if several else [modules]
-    wrong = [type(m).__name__ for m in given if not isinstance(m, nn.Module)]
-    if wrong:
-        raise UsageError(f"modules holds a {wrong[0]}; each stage is a torch.nn.Module")
-    if len(given) != len(stages):
-        raise UsageError(
-            f"rank {rank} was given {len(given)} modules; under {schedule.name} on {schedule.num_ranks} "
-            f"ranks it holds stages {', '.join(map(str, stages))}: one module each"
-        )
-    return given

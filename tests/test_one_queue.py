@@ -18,11 +18,11 @@ from torch import Tensor
 
 import dualpipe_rs as dp
 from dualpipe_rs import _core
-from dualpipe_rs.distributed.group import _rounds
+from dualpipe_rs.building import edges
+from dualpipe_rs.distributed.joining import rounds_of
 from dualpipe_rs.distributed.layouts import Table
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
-from dualpipe_rs.pipeline import _edges
 
 ELSEWHERE = torch.device("meta")
 SIZES = [
@@ -110,7 +110,7 @@ def _run_rank(
 ) -> None:
     ways = {
         edge: Pair(network, grouping(*edge), int(rank == max(edge)))
-        for edge in _edges(schedule)
+        for edge in edges(schedule)
         if rank in edge
     }
     wire = Wire(
@@ -160,9 +160,9 @@ def test_a_group_for_each_pair_would_do_where_tensors_go_one_way(family):
 
 @pytest.mark.parametrize(("family", "ranks", "microbatches"), SIZES)
 def test_groups_are_made_in_rounds_in_which_each_rank_makes_one(family, ranks, microbatches):
-    edges = _edges(dp.schedule(family, ranks, microbatches))
-    rounds = _rounds(edges)
-    assert sorted(edge for made in rounds for edge in made) == sorted(edges)
+    pairs = edges(dp.schedule(family, ranks, microbatches))
+    rounds = rounds_of(pairs)
+    assert sorted(edge for made in rounds for edge in made) == sorted(pairs)
     for made in rounds:
         members = [rank for edge in made for rank in edge]
         assert len(members) == len({*members})

@@ -1,15 +1,18 @@
 """Ranks in several processes: how a step runs over a torch.distributed process group.
 
 - group.py: :class:`DistributedGroup`, what a pipeline asks of its ranks: a step, an exchange, a failure told.
+- joining.py: how its members come together when a pipeline is built.
 - wire.py: one rank's channels in one step, as the Rust interpreter calls them.
 - layouts.py: what a stage hands over, in numbers: headers in the first step, then a fixed table.
-- links.py: which process group carries a tensor, and in which order.
+- links.py: what carries a tensor, and in which order; lines.py: Unix sockets for small ones within a host.
 - board.py: the first failure of a step, told to all, and where each rank is; over the job's store.
 - diagnosis.py: whose fault it was when a rank did not answer, in words.
+- interrupts.py: Ctrl-C in a step.
 
-Starting processes, finding each other and moving bytes is torch.distributed's; nothing here opens a socket.
+Starting processes, finding each other and moving bytes between hosts is torch.distributed's.
 """
 
-from dualpipe_rs.distributed.group import DistributedGroup, process_group
+from dualpipe_rs.distributed.group import DistributedGroup
+from dualpipe_rs.distributed.joining import process_group
 
 __all__ = ["DistributedGroup", "process_group"]

@@ -8,21 +8,14 @@ wire.py's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
-import re
-import socket
 import time
 import traceback
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -33,14 +26,16 @@ import dualpipe_rs._core as _core
 from dualpipe_rs._core import Schedule, Timeline
 from dualpipe_rs.distributed.board import Board, Fault, Place
 from dualpipe_rs.distributed.diagnosis import diagnosed
+from dualpipe_rs.distributed.identity import first_line, host, number_of
 from dualpipe_rs.distributed.interrupts import Interrupts
+from dualpipe_rs.distributed.joining import join, rounds_of
 from dualpipe_rs.distributed.layouts import Table
 from dualpipe_rs.distributed.lines import Lines, lay
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.logs import log
-from dualpipe_rs.process_groups import catch_up, made_so_far, make_rounds
+from dualpipe_rs.process_groups import make_rounds
 
 #: How long ranks are given to say where they are once one is lost, in seconds.
 _GRACE = 2.0
@@ -50,8 +45,6 @@ _CARD = 6
 _WORDS = 1024
 #: How many kinds of inference steps are kept in mind.
 _MOST_TABLES = 64
-
-_made: Counter[str] = Counter()  # how many groups this process has built over each process group
 
 
 class RemoteError(Exception):
@@ -98,9 +91,10 @@ class DistributedGroup:
         self._in_step = False
         self._doing: tuple[str, float] = ("builds its pipeline", time.monotonic())
         self._wire: Wire | None = None
-        self._store_holder: int | None = None  # the member that has the job's store, if one has it
         self._interrupts = Interrupts()
-        self.process_group, store = self._gather()
+        self.process_group, store, self._store_holder = join(
+            given.group_name, self.global_ranks, self._rank, self.timeout
+        )
         self._edges: dict[tuple[int, int], Any] = {}
         self._lines = Lines({}, timeout)
         me = weakref.ref(self)  # the board's thread must not keep the group alive
@@ -297,7 +291,7 @@ class DistributedGroup:
         lengths = [len(schedule.rank(rank)) for rank in range(self._size)] if self._measure else [0]
         own = torch.zeros(3 + 3 * max(lengths), dtype=torch.float64)
         stopped = failed or records is None
-        own[:3] = torch.tensor([stopped, zero, _host()], dtype=torch.float64)
+        own[:3] = torch.tensor([stopped, zero, host()], dtype=torch.float64)
         if self._measure and not stopped:
             own[3 : 3 + records.size] = torch.from_numpy(records).view(-1)
         self._wire = None  # its slots are behind it: it waits for everybody
@@ -348,7 +342,7 @@ class DistributedGroup:
         place = self._place()
         where = f"rank {place.rank}" + ("" if place.slot is None else f", slot {place.slot}, {place.action}")
         what = f"{where}: {doing}" + ("" if awaited is None else f" of rank {awaited}")
-        what += f", in vain ({_first_line(cause)}; timeout {self.timeout.total_seconds():g} s)"
+        what += f", in vain ({first_line(cause)}; timeout {self.timeout.total_seconds():g} s)"
         fault = Fault(-1 if awaited is None else awaited, None, None, what, fatal=True, reporter=place.rank)
         is_first = self._board.fault is None
         fault = self._board.announce(fault)
@@ -402,7 +396,7 @@ class DistributedGroup:
             self._lines = lay(
                 self._rank,
                 peers,
-                _host(),
+                host(),
                 lambda object: self.exchange(object, purpose),
                 self.timeout.total_seconds(),
             )
@@ -410,7 +404,7 @@ class DistributedGroup:
             self._give_up(error, None, purpose)
 
     def _make_edges(self, edges: list[tuple[int, int]], backend: str) -> None:
-        rounds = _rounds(edges)
+        rounds = rounds_of(edges)
         ranks = [[sorted((self.global_ranks[a], self.global_ranks[b])) for a, b in edges] for edges in rounds]
         with self.at("makes a group for each directed edge"):
             made = make_rounds(self.global_ranks[self._rank], ranks, self.timeout, backend)
@@ -421,7 +415,7 @@ class DistributedGroup:
 
     def _meet(self, purpose: str, *numbers: int, refuses: bool = False) -> list[list[int]]:
         card = torch.zeros(2 + _CARD, dtype=torch.int64)
-        card[: 2 + len(numbers)] = torch.tensor([refuses, _number_of(purpose), *numbers])
+        card[: 2 + len(numbers)] = torch.tensor([refuses, number_of(purpose), *numbers])
         with self.at(purpose):
             cards = [row.tolist() for row in self._all_gather(card)]
         if refused := [self._numbering[member] for member, card in enumerate(cards) if card[0]]:
@@ -476,40 +470,6 @@ class DistributedGroup:
                 "part; call it between steps"
             )
 
-    # -- at the start and the end -----------------------------------------------------------------
-
-    def _gather(self) -> tuple[Any, Any]:
-        """The group's own gloo group, and its part of the store, once all members have come."""
-        name = self._given.group_name
-        number = _made[name]
-        _made[name] += 1
-        base = dist.distributed_c10d._get_default_store()
-        store = dist.PrefixStore(f"dualpipe_rs/{name}/{number}", base)
-        here = [f"here/{member}" for member in range(self._size)]
-        left: list[int] = []
-        store.set(here[self._rank], json.dumps([made_so_far(), _holds(base)]))
-        try:
-            store.wait(here, self.timeout)
-            cards = [json.loads(store.get(key)) for key in here]
-            left = [m for m in range(self._size) if store.check([f"left/{m}"])]
-            if left:
-                raise RuntimeError(f"{_ranks(left)} came, and waited in vain")
-            self._store_holder = next((m for m, (_, holds) in enumerate(cards) if holds), None)
-            catch_up(self.global_ranks[self._rank], max(made for made, _ in cards))
-            rounds = [[self.global_ranks]]
-            (group,) = make_rounds(self.global_ranks[self._rank], rounds, self.timeout, "gloo")
-        except RuntimeError as error:
-            with suppress(RuntimeError):  # one that comes later must not wait for this one
-                store.set(f"left/{self._rank}", "")
-            missing = [m for m in range(self._size) if not _is_here(store, m)]
-            raise RankError(
-                f"rank {self._rank} builds a pipeline, and within {self.timeout.total_seconds():g} s "
-                f"{_ranks(missing) + ' did not come' if missing else 'did not get it'}; all members of the "
-                f"process group build it, in the same order ({_first_line(error)})",
-                (missing or left or [self._rank])[0],
-            ) from error
-        return group, store
-
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a group, and a pipeline that belongs to one, cannot be copied or pickled; copy or save the "
@@ -520,77 +480,8 @@ class DistributedGroup:
         return f"<DistributedGroup rank {self._rank} of {self._size}>"
 
 
-def process_group(given: Any) -> Any | None:
-    """The ProcessGroup that is meant by ``given``, also by a DeviceMesh of one dimension; None if it is
-    neither.
-
-    Raises:
-        UsageError: the mesh has several dimensions, or this process is no member.
-    """
-    if isinstance(given, dist.device_mesh.DeviceMesh):
-        if given.ndim != 1:
-            raise UsageError(
-                f"process_group is a DeviceMesh of {given.ndim} dimensions; give one of them, such "
-                "as mesh['pp']"
-            )
-        given = given.get_group()
-    if given is dist.GroupMember.NON_GROUP_MEMBER:
-        raise UsageError("this process is no member of the process_group; only members build the pipeline")
-    return given if isinstance(given, dist.ProcessGroup) else None
-
-
-def _rounds(edges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """The edges in as many rounds as it takes for none to share a member with another of its round."""
-    rounds: list[list[tuple[int, int]]] = []
-    for edge in sorted(edges):
-        free = (made for made in rounds if not {*edge} & {member for other in made for member in other})
-        found = next(free, None)
-        if found is None:
-            rounds.append([edge])
-        else:
-            found.append(edge)
-    return rounds
-
-
-def _holds(store: Any) -> bool:
-    """Whether the job's store is in this process. Torch tells it in words alone."""
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return "server=TCPServer" in repr(store)
-
-
-def _is_here(store: Any, member: int) -> bool:
-    with suppress(RuntimeError):
-        return bool(store.check([f"here/{member}"]))
-    return False
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-
-
 def _raised(fault: Fault) -> RankError:
     error = RankError(fault.message, fault.rank, fault.slot, fault.action)
     if fault.details:
         error.__cause__ = RemoteError(f"\n\n{fault.details}")
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error of torch says, without the place in its sources."""
-    lines = re.sub(r"^\[\S+:\d+\] ", "", str(error)).splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _number_of(text: str) -> int:
-    """A number that is the same for the same text in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-
-
-@cache
-def _host() -> float:
-    """A number of this boot of this machine, on which all processes read one clock; exact as a float."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    name = boot.read_text() if boot.exists() else socket.gethostname()
-    return float(_number_of(name) >> 8)
