@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualpipe_rs.distributed import lines
-from dualpipe_rs.distributed.lines import LIMIT, Lines, lay
+from dualpipe_rs.distributed.lines import LIMIT, Lines, Transfer, lay
 
 
 def pair(timeout: float = 60.0) -> tuple[Lines, Lines]:
@@ -19,13 +18,13 @@ def pair(timeout: float = 60.0) -> tuple[Lines, Lines]:
     return Lines({1: first}, timeout), Lines({0: second}, timeout)
 
 
-def send(ends: Lines, member: int, tensor: Tensor) -> lines.Sending:
+def send(ends: Lines, member: int, tensor: Tensor) -> Transfer:
     line = ends.to(member, tensor)
     assert line is not None
     return line.send(tensor)
 
 
-def receive(ends: Lines, member: int, tensor: Tensor) -> lines.Receiving:
+def receive(ends: Lines, member: int, tensor: Tensor) -> Transfer:
     line = ends.to(member, tensor)
     assert line is not None
     return line.receive(tensor)

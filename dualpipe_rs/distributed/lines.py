@@ -28,25 +28,12 @@ LIMIT = 1 << 15
 _LOOK = 0.2
 
 
-class Sending:
-    """A tensor on its way out; torch's ``Work``."""
+class Transfer:
+    """A tensor on its way out or in; torch's ``Work``."""
 
     def __init__(self, line: Line, data: memoryview) -> None:
         self._line = line
-        self.rest = data
-
-    def is_completed(self) -> bool:
-        return not self.rest
-
-    def wait(self) -> None:
-        self._line.until(self.is_completed)
-
-
-class Receiving:
-    """A tensor on its way in; torch's ``Work``."""
-
-    def __init__(self, line: Line, data: memoryview) -> None:
-        self._line = line
+        #: What has not left, or not come, yet.
         self.rest = data
 
     def is_completed(self) -> bool:
@@ -63,17 +50,17 @@ class Line:
         sock.setblocking(False)
         self.sock = sock
         self._lines = lines
-        self._out: deque[Sending] = deque()
-        self._in: deque[Receiving] = deque()
+        self._out: deque[Transfer] = deque()
+        self._in: deque[Transfer] = deque()
 
-    def send(self, tensor: Tensor) -> Sending:
-        sending = Sending(self, _memory(tensor))
+    def send(self, tensor: Tensor) -> Transfer:
+        sending = Transfer(self, _memory(tensor))
         self._out.append(sending)
         self.push()
         return sending
 
-    def receive(self, tensor: Tensor) -> Receiving:
-        receiving = Receiving(self, _memory(tensor))
+    def receive(self, tensor: Tensor) -> Transfer:
+        receiving = Transfer(self, _memory(tensor))
         self._in.append(receiving)
         return receiving
 
