@@ -31,7 +31,7 @@ SILENT = ("stall", "stop", "absent")
 KINDS = ALIVE + ENDED + SILENT
 
 #: How long ranks wait for a silent one, in seconds; for others nobody is to wait, so that waiting shows.
-PATIENCE, LONG_PATIENCE = 3.0, 60.0
+PATIENCE, LONG_PATIENCE = 6.0, 60.0
 
 
 class Planned(Exception):
@@ -295,7 +295,9 @@ def seen(fn: Callable[[], object]) -> Seen:
 def run_trial(rank: int, trial: Trial) -> Report:
     """One rank of a trial: good steps, the step that fails, and one more."""
     fault = trial.fault() if rank == trial.rank else Fault("none", None)
-    dist.barrier()  # from here on the ranks are together, and a short timeout is enough
+    # What the first step of a process takes longer for is done before the timeout may be a short one.
+    Training(rank, trial.schedule, Fault("none", None), timeout=LONG_PATIENCE).good_step()
+    dist.barrier()
     training = Training(rank, trial.schedule, fault, timeout=trial.timeout)
     for _ in range(trial.step):
         training.good_step()
@@ -308,10 +310,18 @@ def run_trial(rank: int, trial: Trial) -> Report:
         return report
     report.again = seen(training.step)
     if trial.stays(rank):
-        store = dist.distributed_c10d._get_default_store()
-        store.set(f"told {rank}", "")
-        store.wait([f"told {other}" for other in range(trial.ranks) if other not in trial.lost])
+        meet_by_store(rank, {*range(trial.ranks)} - trial.lost)
     return report
+
+
+def meet_by_store(rank: int, those: set[int]) -> None:
+    """Waits until all of those have come here. Rank 0, whose the store may be, leaves last."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"told {rank}", "")
+    store.wait([f"told {other}" for other in those])
+    store.set(f"read {rank}", "")
+    if rank == 0:
+        store.wait([f"read {other}" for other in those])
 
 
 def _failing_step(training: Training, rank: int, trial: Trial) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from families import LONG
-from faults import LONG_PATIENCE, PATIENCE, Fault, Seen, Spot, Training, seen, spots
+from faults import LONG_PATIENCE, PATIENCE, Fault, Seen, Spot, Training, meet_by_store, seen, spots
 from processes import Died, Job
 from test_faults import GRACE, TOLERANCE, check_gone
 from training import Outcome, data_for, serial, stages_for
@@ -75,17 +75,10 @@ def _killed(
     if is_between and rank == victim:
         fault.happen()
     first = seen(training.step)
-    if has_store:
-        _meet_the_others(rank, {*range(schedule.num_ranks)} - {victim})
+    if has_store:  # a rank that ends would be seen by those that wait for it
+        meet_by_store(rank, {*range(schedule.num_ranks)} - {victim})
     assert "start its processes anew" in seen(training.step).message
     return first, seen(other.step)
-
-
-def _meet_the_others(rank: int, those: set[int]) -> None:
-    """By the store alone: a rank that ends would be seen by those that wait for it."""
-    store = dist.distributed_c10d._get_default_store()
-    store.set(f"told {rank}", "")
-    store.wait([f"told {other}" for other in those])
 
 
 KILLED = list(itertools.product((0, 2), (False, True), ("rank 0", "parent", "file")))
