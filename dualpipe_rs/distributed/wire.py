@@ -147,7 +147,8 @@ class Wire:
         try:
             if value is not None:
                 value = self._prepared(value, key, known)
-        except Error:
+        except Error as error:
+            self.failed(error)  # before others go on with what is sent in its place
             self.send(to, key, None)
             raise
         sending = _Send(key)
