@@ -85,7 +85,7 @@ def test_optimizer_steps_equal_serial(ranks):
 def _compiled(number: int) -> None:
     for sizes in SIZES[2]:
         schedule = dp.schedule(*sizes)
-        for backend in ("eager", "aot_eager"):
+        for backend in ("aot_eager",) if sizes[0] == "dualpipe" else ("eager",):
             modules = {s: torch.compile(Block(s), backend=backend) for s in schedule.stages_of(number)}
             pipe = dp.Pipeline(list(modules.values()), schedule, timeout=60.0)
             two_steps(pipe, schedule)

@@ -12,7 +12,7 @@ from dualpipe_rs.distributed import lines
 
 EQUAL = 1e-12
 SCHEDULES = {
-    2: [("dualpipe", 2, 4), ("dualpipev", 2, 5), ("zb-v", 2, 4), ("1f1b", 2, 3)],
+    2: [("dualpipe", 2, 4), ("zb-v", 2, 4), ("1f1b", 2, 3)],
     3: [("zb-h1", 3, 4), ("interleaved", 3, 3)],
     4: [("dualpipe", 4, 8), ("dualpipev", 4, 8)],
 }
