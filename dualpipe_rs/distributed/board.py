@@ -96,10 +96,7 @@ class Board:
         where: Callable[[], Place],
         on_fatal: Callable[[], None],
     ) -> None:
-        # A store's client serves one call at a time: one that waits holds up all others of the process.
-        self._can_listen = hasattr(store, "clone")
-        self._ears = store.clone() if self._can_listen else store
-        self._store = store.clone() if self._can_listen else store
+        self._store = store
         self._member = member
         self._size = size
         self._where = where
@@ -227,24 +224,28 @@ class Board:
 
     def _listen(self) -> None:
         try:
+            # A store's client serves one call at a time: one that waits holds up all others of the process.
+            # To make one may take seconds, where names of hosts are looked up in vain; here nobody waits.
+            can_wait = hasattr(self._store, "clone")
+            ears = self._store.clone() if can_wait else self._store
             while not self._closing:
-                self._wait_for_bell()
+                self._wait_for_bell(ears, can_wait=can_wait)
                 if self._closing:
                     return
-                text = self._ears.get(f"fault/{self._heard}")
-                self._hear(self._heard, Fault(**json.loads(text)), self._ears)
+                text = ears.get(f"fault/{self._heard}")
+                self._hear(self._heard, Fault(**json.loads(text)), ears)
                 self._heard += 1
         except RuntimeError as error:
             # Nobody is to be woken: the store may be that of a rank that has done its work, as the others
             # have or are about to. Whoever waits for a rank that is lost sees it from its connection.
             self.silence = self.silence or f"the job's store cannot be reached ({error})"
 
-    def _wait_for_bell(self) -> None:
+    def _wait_for_bell(self, ears: Any, *, can_wait: bool) -> None:
         key = f"bell/{self._member}/{self._heard}"
-        if self._can_listen:
-            self._ears.wait([key], _FOREVER)
+        if can_wait:
+            ears.wait([key], _FOREVER)
             return
-        while not self._closing and not self._ears.check([key]):
+        while not self._closing and not ears.check([key]):
             time.sleep(_LOOK)
 
     def _hear(self, number: int, fault: Fault, store: Any) -> None:
