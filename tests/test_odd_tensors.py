@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from families import LONG
 from odd import MODELS, Outcome, data_of, inferred, on_ranks, rank_of, serially, together
 
 import dualpipe_rs as dp
@@ -40,14 +41,20 @@ def _run_all(
     return results
 
 
+#: What only make test-long runs.
+MORE = [
+    ("processes", 2, "gloo", {"p2p": "rendezvous", "dynamic_shapes": True}),
+    ("processes", 3, "lines", {"p2p": "blocking", "split_weight_grad": False}),
+]
+
+
 @pytest.mark.parametrize(
     ("where", "ranks", "way", "options"),
     [
         *(("threads", ranks, "", {}) for ranks in SCHEDULES),
-        *(("processes", ranks, "lines", {}) for ranks in SCHEDULES),
+        *(("processes", ranks, "lines", {}) for ranks in SCHEDULES if LONG or ranks != 3),
         ("processes", 2, "gloo", {"p2p": "batched", "measure": False}),
-        ("processes", 2, "gloo", {"p2p": "rendezvous", "dynamic_shapes": True}),
-        ("processes", 3, "lines", {"p2p": "blocking", "split_weight_grad": False}),
+        *(MORE if LONG else []),
     ],
     ids=str,
 )
