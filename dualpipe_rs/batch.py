@@ -5,7 +5,6 @@ It knows which rank takes and gives what; it computes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dualpipe_rs._core import Schedule
 from dualpipe_rs.errors import UsageError
+from dualpipe_rs.identity import number_of
 from dualpipe_rs.utils import Tensors, gather, scatter
 
 #: What travels between stages: the outputs of a stage, or the gradients for its inputs.
@@ -53,8 +53,8 @@ def share(
     Raises:
         UsageError: inputs, labels or a criterion are missing, or a tensor cannot be cut along ``dim``.
     """
-    entering = _microbatches(schedule, 0, rank)
-    leaving = _microbatches(schedule, schedule.num_stages - 1, rank)
+    entering = microbatches_at(schedule, 0, rank)
+    leaving = microbatches_at(schedule, schedule.num_stages - 1, rank)
     batch = Batch()
     if entering:
         if all(x is None for x in inputs):
@@ -87,7 +87,7 @@ def gathered(
     return loss, joined[0] if len(joined) == 1 else joined
 
 
-def _microbatches(schedule: Schedule, stage: int, rank: int) -> list[int]:
+def microbatches_at(schedule: Schedule, stage: int, rank: int) -> list[int]:
     """The microbatches that a rank computes a stage for."""
     return [m for m in range(schedule.num_microbatches) if schedule.rank_of(stage, m) == rank]
 
@@ -114,8 +114,7 @@ def _keywords(
 
 def _signature(values: Sequence[Any]) -> int:
     """A number that tells the types and shapes of a batch, and what else may set shapes."""
-    text = repr([_what_sets_shapes(value) for value in values])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+    return number_of(repr([_what_sets_shapes(value) for value in values]))
 
 
 def _what_sets_shapes(value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dualpipe_rs._core as _core
 from dualpipe_rs._core import Costs, LocalGroup, Schedule, Timeline
-from dualpipe_rs.batch import Criterion, Values, as_sequence
+from dualpipe_rs.batch import Criterion, Values, as_sequence, microbatches_at
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.local import run_local
 from dualpipe_rs.partitioning import partition
@@ -113,14 +113,11 @@ def _full_schedule(scheduler: Schedule | str | None, num_ranks: int | None, num_
 
 def _part(schedule: Schedule, rank: int, stage: int, batch: Sequence[Tensor | None]) -> Values:
     """Of a whole batch, the rows of the microbatches that pass a stage on a rank."""
-    microbatches = schedule.num_microbatches
-    here = [m for m in range(microbatches) if schedule.rank_of(stage, m) == rank]
+    here = microbatches_at(schedule, stage, rank)
     if not here:
         return ()
-    return tuple(
-        None if t is None else torch.cat([part for m, part in enumerate(t.chunk(microbatches)) if m in here])
-        for t in batch
-    )
+    cut = ([None] if t is None else t.chunk(schedule.num_microbatches) for t in batch)
+    return tuple(None if parts[0] is None else torch.cat([parts[m] for m in here]) for parts in cut)
 
 
 def _run(

@@ -78,7 +78,7 @@ def test_two_that_both_send_more_than_fits_before_they_receive():
 def test_an_end_that_is_gone_is_noticed_at_once():
     ours, theirs = pair()
     work = receive(ours, 1, torch.empty(4))
-    theirs.close()
+    theirs._lines[0].sock.close()  # as the end of its process does
     with pytest.raises(RuntimeError, match="its end of the line is closed"):
         work.wait()
 

@@ -73,6 +73,12 @@ class Place:
     waits_for: int | None = None
     tensor: str | None = None
 
+    @property
+    def where(self) -> str:
+        """The rank, and the slot if it is in one."""
+        slot = "" if self.slot is None else f", slot {self.slot}, {self.action}"
+        return f"rank {self.rank}{slot}"
+
     def __str__(self) -> str:
         slot = "" if self.slot is None else f" (slot {self.slot}, {self.action})"
         return f"{self.doing}{slot} for {self.seconds:.1f} s now"

@@ -26,7 +26,6 @@ import dualpipe_rs._core as _core
 from dualpipe_rs._core import Schedule, Timeline
 from dualpipe_rs.distributed.board import Board, Fault, Place
 from dualpipe_rs.distributed.diagnosis import diagnosed
-from dualpipe_rs.distributed.identity import first_line, host, number_of
 from dualpipe_rs.distributed.interrupts import Interrupts
 from dualpipe_rs.distributed.joining import join, rounds_of
 from dualpipe_rs.distributed.layouts import Table
@@ -34,6 +33,7 @@ from dualpipe_rs.distributed.lines import Lines, lay
 from dualpipe_rs.distributed.links import Links
 from dualpipe_rs.distributed.wire import Lost, Wire
 from dualpipe_rs.errors import RankError, UsageError
+from dualpipe_rs.identity import first_line, host, number_of
 from dualpipe_rs.logs import log
 from dualpipe_rs.process_groups import make_rounds
 
@@ -95,15 +95,14 @@ class DistributedGroup:
         self.process_group, store, self._store_holder = join(
             given.group_name, self.global_ranks, self._rank, self.timeout
         )
-        self._edges: dict[tuple[int, int], Any] = {}
-        self._lines = Lines({}, timeout)
+        self._links = Links(self.process_group, {})
         me = weakref.ref(self)  # the board's thread must not keep the group alive
         self._board = Board(
             store,
             self._rank,
             self._size,
             where=lambda: group._place() if (group := me()) else Place(-1, "has let go of its pipeline", 0.0),
-            on_fatal=lambda: group._wake() if (group := me()) else None,
+            on_fatal=lambda: group._links.cut() if (group := me()) else None,
         )
         self._finalizer = weakref.finalize(self, self._board.close)
 
@@ -130,15 +129,15 @@ class DistributedGroup:
             numbering: this member's rank in the schedule.
         """
         backend = self.backend_for(device)
-        own = self.process_group if device.type == "cpu" else None
-        if device.type != "cpu" and backend == "gloo":
+        on_accelerator = device.type != "cpu"
+        if on_accelerator and backend == "gloo":
             raise UsageError(
                 f"the stages are on {device.type} and the process group's backend for it is gloo, which does "
                 "not send tensors from there; initialise the group with a backend that does, such as "
                 '"cpu:gloo,cuda:nccl"'
             )
         options = f"dynamic_shapes={self._dynamic}, measure={self._measure}"
-        cards = self.meet(f"builds a pipeline with {options}", numbering, own is None)
+        cards = self.meet(f"builds a pipeline with {options}", numbering, on_accelerator)
         self._number([card[0] for card in cards])
         self._device = device
         if len({card[1] for card in cards}) > 1:
@@ -148,11 +147,9 @@ class DistributedGroup:
                 "pipeline have them in one kind of place"
             )
         pairs = [(self._members[a], self._members[b]) for a, b in edges]
-        if own is None:
-            self._make_edges(pairs, backend)
+        groups = self._edge_groups(pairs, backend) if on_accelerator else {}
         peers = {b for a, b in pairs if a == self._rank} | {a for a, b in pairs if b == self._rank}
-        self._lay_lines(sorted(peers))
-        self._links = Links(self.process_group, self._edges, self._lines)
+        self._links = Links(self.process_group, groups, self._laid(sorted(peers)))
 
     # -- together ---------------------------------------------------------------------------------
 
@@ -232,7 +229,7 @@ class DistributedGroup:
             self._board.announce(
                 Fault(rank, None, None, f"rank {rank}, before the step: {why}", reporter=rank)
             )
-            self._meet("cannot begin its step", refuses=True)
+            self.meet("cannot begin its step", refuses=True)
 
     @contextmanager
     def at(self, purpose: str) -> Iterator[None]:
@@ -253,13 +250,24 @@ class DistributedGroup:
         finally:
             self._doing = ("is outside of any step", time.monotonic())
 
-    def meet(self, purpose: str, *numbers: int) -> list[list[int]]:
-        """Comes together with all members for ``purpose``; returns each member's numbers, at most five.
+    def meet(self, purpose: str, *numbers: int, refuses: bool = False) -> list[list[int]]:
+        """Comes together with all members for ``purpose``; returns each member's numbers, at most six.
+
+        Args:
+            refuses: come only to have all raise what was announced before.
 
         Raises:
             UsageError: members are at different things. RankError: one refused, or is lost.
         """
-        return self._meet(purpose, *numbers)
+        card = torch.zeros(2 + _CARD, dtype=torch.int64)
+        card[: 2 + len(numbers)] = torch.tensor([refuses, number_of(purpose), *numbers])
+        with self.at(purpose):
+            cards = [row.tolist() for row in self._all_gather(card)]
+        if refused := [self._numbering[member] for member, card in enumerate(cards) if card[0]]:
+            raise _raised(self._board.settled(refused[0]))
+        if len({card[1] for card in cards}) > 1:
+            self._disagree(purpose)
+        return [card[2:] for card in cards]
 
     # -- a step, inside ---------------------------------------------------------------------------
 
@@ -288,7 +296,7 @@ class DistributedGroup:
 
     def _end(self, schedule: Schedule, records: Any, zero: float, *, failed: bool) -> Timeline | None:
         """All have ended the step: learns whether one failed, and gathers the times."""
-        lengths = [len(schedule.rank(rank)) for rank in range(self._size)] if self._measure else [0]
+        lengths = _core.row_lengths(schedule) if self._measure else [0]
         own = torch.zeros(3 + 3 * max(lengths), dtype=torch.float64)
         stopped = failed or records is None
         own[:3] = torch.tensor([stopped, zero, host()], dtype=torch.float64)
@@ -327,10 +335,7 @@ class DistributedGroup:
         if isinstance(error, RankError):
             fault = Fault(error.rank, error.slot, error.action, str(error), details, reporter=place.rank)
         else:
-            where = f"rank {place.rank}" + (
-                "" if place.slot is None else f", slot {place.slot}, {place.action}"
-            )
-            message = f"{where}: {type(error).__name__}" + (f": {error}" if str(error) else "")
+            message = f"{place.where}: {type(error).__name__}" + (f": {error}" if str(error) else "")
             fault = Fault(place.rank, place.slot, place.action, message, details, reporter=place.rank)
         log.error("%s", fault.message, extra={"rank": fault.rank, "slot": fault.slot})
         return fault
@@ -340,15 +345,14 @@ class DistributedGroup:
     def _give_up(self, cause: BaseException, awaited: int | None, doing: str) -> NoReturn:
         """A rank is lost: tells all, finds out which, and raises."""
         place = self._place()
-        where = f"rank {place.rank}" + ("" if place.slot is None else f", slot {place.slot}, {place.action}")
-        what = f"{where}: {doing}" + ("" if awaited is None else f" of rank {awaited}")
+        what = f"{place.where}: {doing}" + ("" if awaited is None else f" of rank {awaited}")
         what += f", in vain ({first_line(cause)}; timeout {self.timeout.total_seconds():g} s)"
         fault = Fault(-1 if awaited is None else awaited, None, None, what, fatal=True, reporter=place.rank)
         is_first = self._board.fault is None
         fault = self._board.announce(fault)
         # Who heard of no fault while there was a store, and now finds none, has lost the one who held it.
         suspect = self._store_holder if is_first and self._board.silence is not None else None
-        self._wake()
+        self._links.cut()
         places = {self._numbering[m]: place for m, place in self._board.places(_GRACE).items()}
         self._lost = self._diagnosed(fault, places, suspect) if fault.fatal else _raised(fault)
         asking = [m for m, rank in self._numbering.items() if rank in places and rank != self._lost.rank]
@@ -365,17 +369,6 @@ class DistributedGroup:
         why = self._board.silence + ("" if rank is None else f", which rank {rank} holds")
         return diagnosed(replace(fault, message=f"{fault.message}; {why}"), places, self._size, rank)
 
-    def _wake(self) -> None:
-        """Ends whatever this member waits for: a receive that times out closes all of a gloo group's
-        pairs."""
-        other = (self._rank + 1) % self._size
-        with suppress(RuntimeError):
-            self.process_group.recv([torch.zeros(1)], other, 9).wait(timedelta(milliseconds=1))
-        self._lines.cut()
-        for edge in self._edges.values():
-            with suppress(RuntimeError):
-                edge.abort()
-
     def _check_not_lost(self) -> None:
         if self._lost is not None:
             raise RankError(
@@ -390,10 +383,11 @@ class DistributedGroup:
         doing, since = self._doing
         return Place(self._numbering[self._rank], doing, time.monotonic() - since)
 
-    def _lay_lines(self, peers: list[int]) -> None:
+    def _laid(self, peers: list[int]) -> Lines:
+        """Lines to those of the neighbours that are on this host."""
         purpose = "lays lines to its neighbours"
         try:
-            self._lines = lay(
+            return lay(
                 self._rank,
                 peers,
                 host(),
@@ -403,26 +397,20 @@ class DistributedGroup:
         except OSError as error:
             self._give_up(error, None, purpose)
 
-    def _make_edges(self, edges: list[tuple[int, int]], backend: str) -> None:
+    def _edge_groups(self, edges: list[tuple[int, int]], backend: str) -> dict[tuple[int, int], Any]:
+        """A group of two for each directed edge of this member."""
         rounds = rounds_of(edges)
         ranks = [[sorted((self.global_ranks[a], self.global_ranks[b])) for a, b in edges] for edges in rounds]
         with self.at("makes a group for each directed edge"):
             made = make_rounds(self.global_ranks[self._rank], ranks, self.timeout, backend)
-        for edges_at_once, group in zip(rounds, made, strict=True):
-            self._edges.update({edge: group for edge in edges_at_once if self._rank in edge})
+        return {
+            edge: group
+            for edges_at_once, group in zip(rounds, made, strict=True)
+            for edge in edges_at_once
+            if self._rank in edge
+        }
 
     # -- meetings ---------------------------------------------------------------------------------
-
-    def _meet(self, purpose: str, *numbers: int, refuses: bool = False) -> list[list[int]]:
-        card = torch.zeros(2 + _CARD, dtype=torch.int64)
-        card[: 2 + len(numbers)] = torch.tensor([refuses, number_of(purpose), *numbers])
-        with self.at(purpose):
-            cards = [row.tolist() for row in self._all_gather(card)]
-        if refused := [self._numbering[member] for member, card in enumerate(cards) if card[0]]:
-            raise _raised(self._board.settled(refused[0]))
-        if len({card[1] for card in cards}) > 1:
-            self._disagree(purpose)
-        return [card[2:] for card in cards]
 
     def _disagree(self, purpose: str) -> NoReturn:
         """Members have come for different things: all say what, and all raise."""

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from dualpipe_rs.distributed.identity import first_line
 from dualpipe_rs.errors import RankError, UsageError
+from dualpipe_rs.identity import first_line
 from dualpipe_rs.process_groups import catch_up, made_so_far, make_rounds
 
 _joined: Counter[str] = Counter()  # how often this process has joined over each process group

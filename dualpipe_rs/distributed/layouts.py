@@ -6,7 +6,7 @@ room before it is sent. It knows nothing of who sends to whom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -98,12 +98,11 @@ def decode(numbers: list[int]) -> Layout | None:
     return tuple(_decode_part(next(rest), rest) for _ in range(next(rest)))
 
 
-def _decode_part(code: int, rest: object) -> Part | None:
+def _decode_part(code: int, rest: Iterator[int]) -> Part | None:
     if code == -1:
         return None
-    following = iter(rest)  # type: ignore[call-overload]
-    flags, dimensions = next(following), next(following)
-    shape = tuple(next(following) for _ in range(dimensions))
+    flags, dimensions = next(rest), next(rest)
+    shape = tuple(next(rest) for _ in range(dimensions))
     dtype = _DTYPES[code]
     assert dtype is not None, "both ends run the same torch"
     return Part(dtype, shape, bool(flags & 1), bool(flags & 2))

@@ -145,10 +145,6 @@ class Lines:
             with contextlib.suppress(OSError):
                 line.sock.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        for line in self._lines.values():
-            line.sock.close()
-
 
 def lay(
     member: int, peers: Iterable[int], host: float, exchange: Callable[[Any], list[Any]], timeout: float

@@ -9,6 +9,8 @@ send behind it, on both sides: there each directed edge gets a group of two rank
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from dualpipe_rs.distributed.lines import Lines
 
 #: Tags of gloo, which keeps what has different tags apart.
-_TENSORS, _HEADERS, _LONG_HEADERS = 1, 2, 3
+_TENSORS, _HEADERS, _LONG_HEADERS, _NEVER_SENT = 1, 2, 3, 4
 
 
 class Work(Protocol):
@@ -74,6 +76,17 @@ class Links:
 
     def receive_rest(self, source: int, numbers: Tensor) -> Work:
         return self._control.recv([numbers], source, _LONG_HEADERS)
+
+    def cut(self) -> None:
+        """Ends whatever this member waits for, with an error. The ways are of no use afterwards."""
+        with suppress(RuntimeError):
+            # A receive that times out closes all pairs of a gloo group: nothing else wakes those that wait.
+            other = (self._me + 1) % self._control.size()
+            self._control.recv([torch.zeros(1)], other, _NEVER_SENT).wait(timedelta(milliseconds=1))
+        self._lines.cut()
+        for edge in self._edges.values():
+            with suppress(RuntimeError):
+                edge.abort()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ mod core_module {
     #[pymodule_export]
     use super::program::PyProgram;
     #[pymodule_export]
-    use super::remote::{fingerprint, measured_timeline, run_rank};
+    use super::remote::{fingerprint, measured_timeline, row_lengths, run_rank};
     #[pymodule_export]
     use super::schedule::{PySchedule, schedule, schedule_names};
     #[pymodule_export]

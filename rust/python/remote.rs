@@ -94,6 +94,12 @@ pub fn measured_timeline(
     Ok(PyTimeline::new(Timeline::new(verified.clone(), times.collect(), Vec::new(), origin)))
 }
 
+/// How many slots each rank has, by rank.
+#[pyfunction]
+pub fn row_lengths(schedule: &PySchedule) -> Vec<usize> {
+    schedule.row_lengths()
+}
+
 /// A number that is the same for the same schedule in every process.
 #[pyfunction]
 pub fn fingerprint(schedule: &PySchedule) -> u64 {

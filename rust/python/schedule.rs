@@ -92,6 +92,10 @@ impl PySchedule {
     pub fn describe(&self) -> String {
         self.schedule.describe()
     }
+
+    pub fn row_lengths(&self) -> Vec<usize> {
+        self.schedule.rows().iter().map(Vec::len).collect()
+    }
 }
 
 #[pymethods]
