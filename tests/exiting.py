@@ -40,6 +40,9 @@ def main(rank: int, ranks: int, where: str, end: str, order: str, destroys: bool
         store.wait([f"left {other}" for other in range(ranks) if other != rank])
     elif last is not None:
         store.set(f"left {rank}", "")
+        store.get(
+            f"left {rank}"
+        )  # a set is not waited for, and rank 0 may have the store: it must have got there
     if end == "exception":
         raise ValueError("as planned")
     if destroys:
