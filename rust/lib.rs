@@ -24,6 +24,8 @@
 //! | network | the waits of a Schedule or Program as a graph, without prices |
 
 pub mod costs;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod execute;
 pub mod fit;

@@ -1,0 +1,1 @@
+//! A software libcuda and libnccl, for tests alone.
