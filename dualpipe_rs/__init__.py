@@ -40,6 +40,7 @@ from dualpipe_rs.errors import (
     UsageError,
     Violation,
 )
+from dualpipe_rs.executor import Executor
 from dualpipe_rs.local import run_local
 from dualpipe_rs.many import simulate_many
 
@@ -75,6 +76,7 @@ __all__ = [
     "DualPipe",
     "DualPipeV",
     "Error",
+    "Executor",
     "Figure",
     "Formula",
     "GradScaler",

@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Array",
+    "Callables",
     "Components",
     "Costs",
     "Figure",
     "Formula",
     "LocalGroup",
+    "Parcel",
     "Program",
     "Schedule",
     "Timeline",
@@ -22,6 +25,7 @@ __all__ = [
     "measured_timeline",
     "row_lengths",
     "run_rank",
+    "run_ranks",
     "schedule",
     "schedule_names",
     "simulate_many",
@@ -40,7 +44,51 @@ def row_lengths(schedule: Schedule) -> list[int]: ...
 def run_rank(
     schedule: Schedule, worker: object, wire: object, rank: int, p2p: str = "eager"
 ) -> NDArray[np.float64] | None: ...
+def run_ranks(schedule: Schedule, worker: object, p2p: str = "eager") -> Timeline: ...
 def local_groups(num_ranks: int, *, interleaved: bool = False) -> list[LocalGroup]: ...
+
+@final
+class Array:
+    @property
+    def shape(self) -> list[int]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class Parcel: ...
+
+@final
+class Callables:
+    def __new__(
+        cls,
+        num_stages: int,
+        forward: object,
+        backward: object,
+        backward_input: object,
+        backward_weight: object,
+        forward_backward: object,
+        from_dlpack: object,
+    ) -> Callables: ...
+    def forward(self, stage: int, microbatch: int, parcel: Parcel | None) -> Parcel | None: ...
+    def backward(self, stage: int, microbatch: int, parcel: Parcel | None) -> Parcel | None: ...
+    def backward_input(self, stage: int, microbatch: int, parcel: Parcel | None) -> Parcel | None: ...
+    def backward_weight(self, stage: int, microbatch: int) -> None: ...
+    def forward_backward(
+        self,
+        stage: int,
+        microbatch: int,
+        parcel: Parcel | None,
+        backward_stage: int,
+        backward_microbatch: int,
+        gradient: Parcel | None,
+    ) -> tuple[Parcel | None, Parcel | None]: ...
 
 @final
 class Schedule:

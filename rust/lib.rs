@@ -23,6 +23,7 @@
 //! | Schedule / Program | compute order only / with sends and receives |
 //! | network | the waits of a Schedule or Program as a graph, without prices |
 
+pub mod array;
 pub mod costs;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -65,7 +65,7 @@ where
         while let Some(instruction) = self.instructions.as_slice().first() {
             let done = match instruction {
                 &Instruction::Post { from, tensor } => {
-                    self.transport.post(from, tensor);
+                    self.transport.post(from, tensor)?;
                     true
                 }
                 &Instruction::Wait { from, tensor } => self.wait(from, tensor, patience)?,
@@ -74,7 +74,7 @@ where
                     true
                 }
                 &Instruction::Send { to, tensor } => {
-                    self.send(to, tensor);
+                    self.send(to, tensor)?;
                     true
                 }
                 Instruction::Commit(transfers) => {
@@ -99,22 +99,24 @@ where
         Ok(came)
     }
 
-    fn send(&mut self, to: Rank, tensor: Tensor) {
+    fn send(&mut self, to: Rank, tensor: Tensor) -> Result<(), Stopped> {
         let value = self.here.remove(&tensor);
         let value = value.expect("lowering places a send after the slot that makes its tensor");
-        self.transport.send(to, tensor, value);
+        self.transport.send(to, tensor, value)
     }
 
     /// Starts all transfers once; whether all are done.
     fn commit(&mut self, transfers: &[Transfer], patience: Patience) -> Result<bool, Stopped> {
         if !self.started {
             self.started = true;
+            self.transport.begin();
             for &Transfer { side, tensor, peer } in transfers {
                 match side {
-                    Side::Receive => self.transport.post(peer, tensor),
-                    Side::Send => self.send(peer, tensor),
+                    Side::Receive => self.transport.post(peer, tensor)?,
+                    Side::Send => self.send(peer, tensor)?,
                 }
             }
+            self.transport.commit()?;
         }
         for &Transfer { side, tensor, peer } in transfers {
             let done = match side {
@@ -157,6 +159,11 @@ where
         self.records
     }
 
+    /// The worker, the transport and the records so far.
+    pub fn into_parts(self) -> (W, T, Vec<Record>) {
+        (self.worker, self.transport, self.records)
+    }
+
     pub fn transport(&self) -> &T {
         &self.transport
     }
@@ -172,7 +179,7 @@ where
         self.here.clear();
         for instruction in self.instructions.by_ref() {
             match instruction {
-                &Instruction::Post { from, tensor } => self.transport.post(from, tensor),
+                &Instruction::Post { from, tensor } => self.transport.post(from, tensor)?,
                 &Instruction::Wait { from, tensor } => self.transport.discard(from, tensor)?,
                 &Instruction::Send { to, tensor } => self.transport.send_nothing(to, tensor),
                 Instruction::Compute { .. } => {}
@@ -180,7 +187,7 @@ where
                     if !std::mem::take(&mut self.started) {
                         for &Transfer { side, tensor, peer } in transfers {
                             match side {
-                                Side::Receive => self.transport.post(peer, tensor),
+                                Side::Receive => self.transport.post(peer, tensor)?,
                                 Side::Send => self.transport.send_nothing(peer, tensor),
                             }
                         }

@@ -196,15 +196,17 @@ impl<V, C, F> Port<'_, V, C, F> {
 impl<V, C, F> Transport for Port<'_, V, C, F> {
     type Value = V;
 
-    fn post(&mut self, from: Rank, tensor: Tensor) {
+    fn post(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped> {
         self.posted.entry(from).or_default().push_back(tensor);
+        Ok(())
     }
 
-    fn send(&mut self, to: Rank, tensor: Tensor, value: V) {
+    fn send(&mut self, to: Rank, tensor: Tensor, value: V) -> Result<(), Stopped> {
         let mut state = self.hub.lock();
         state.channels.entry((self.rank, to)).or_default().push_back((tensor, value));
         drop(state);
         self.hub.bells[to].notify_all();
+        Ok(())
     }
 
     fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<V>, Stopped> {

@@ -31,14 +31,24 @@ pub trait Worker {
 }
 
 /// One rank's ends of the channels. Tensors travel in the order of the channel's sender.
+///
+/// `Stopped` says that another rank has failed, or the transport itself, which then keeps the error.
 pub trait Transport {
     type Value;
 
     /// Makes room for the next tensor from a rank. Waits for nobody.
-    fn post(&mut self, from: Rank, tensor: Tensor);
+    fn post(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped>;
 
     /// Hands over a tensor. Waits for nobody.
-    fn send(&mut self, to: Rank, tensor: Tensor, value: Self::Value);
+    fn send(&mut self, to: Rank, tensor: Tensor, value: Self::Value) -> Result<(), Stopped>;
+
+    /// The posts and sends from here to [`Transport::commit`] start together.
+    fn begin(&mut self) {}
+
+    /// Starts what was posted and sent since [`Transport::begin`].
+    fn commit(&mut self) -> Result<(), Stopped> {
+        Ok(())
+    }
 
     /// Whether a tensor handed over has left, which a commit waits for.
     fn sent(&mut self, to: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped>;
@@ -72,14 +82,14 @@ pub enum Patience {
     Look,
 }
 
-/// Another rank has failed; which, and why, the group knows.
+/// Another rank has failed; which, and why, the group knows. Or the transport has, and knows why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped;
 
 /// Why a rank did not finish its step.
 #[derive(Debug)]
 pub enum Failure<E> {
-    /// Another rank failed first.
+    /// Another rank failed first, or the transport.
     Stopped,
     /// The worker failed in a slot.
     Worker { index: usize, slot: Slot, error: E },

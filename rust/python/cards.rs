@@ -1,5 +1,6 @@
 //! What the ranks of a local group tell each other at a meeting, and what they make of it.
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use super::errors::{RankError, UsageError};
@@ -75,6 +76,12 @@ impl Fault {
         }
     }
 
+    /// What the rank itself raises: Ctrl-C and the like go through as they are.
+    pub fn raised(&self, py: Python<'_>) -> PyErr {
+        let through = self.cause.as_ref().filter(|cause| !cause.is_instance_of::<PyException>(py));
+        through.map_or_else(|| self.to_error(py), |cause| cause.clone_ref(py))
+    }
+
     pub fn to_error(&self, py: Python<'_>) -> PyErr {
         let Fault { rank, slot, what, cause } = self;
         let (place, index, action) = match slot {
@@ -141,19 +148,20 @@ pub fn check_numbering(start: &LocalOutcome) -> PyResult<()> {
 }
 
 /// Joins what the ranks recorded to one timeline that begins at 0.
-pub fn measured(outcome: &LocalOutcome, verified: &Verified) -> Timeline {
-    let mut rows: Vec<&(Rank, Vec<Record>)> = outcome
-        .cards
-        .iter()
-        .flat_map(|card| match card {
-            Card::Done(rows) => rows.iter(),
-            _ => [].iter(),
-        })
-        .collect();
+pub fn measured(mut rows: Vec<&(Rank, Vec<Record>)>, verified: &Verified) -> Timeline {
     rows.sort_by_key(|(rank, _)| *rank);
     let records = || rows.iter().flat_map(|(_, row)| row.iter());
     let start = records().map(|record| record.start).fold(f64::INFINITY, f64::min);
     let times = records().map(|record| Time { start: record.start - start, end: record.end - start });
     let cpu = records().map(|record| record.cpu).collect();
     Timeline::new(verified.clone(), times.collect(), Vec::new(), Origin::Measured { cpu })
+}
+
+/// What the ranks have recorded, as they say at the end of a step.
+pub fn rows(outcome: &LocalOutcome) -> Vec<&(Rank, Vec<Record>)> {
+    let done = |card| match card {
+        &Card::Done(ref rows) => rows.as_slice(),
+        _ => &[],
+    };
+    outcome.cards.iter().flat_map(done).collect()
 }

@@ -7,7 +7,9 @@ use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use super::cards::{Card, Fault, LocalOutcome, check_numbering, disagreement, measured, refusal, steps};
+use super::cards::{
+    Card, Fault, LocalOutcome, check_numbering, disagreement, measured, refusal, rows, steps,
+};
 use super::errors::{self, RankError, UsageError, count};
 use super::records::find_numpy;
 use super::schedule::PySchedule;
@@ -50,6 +52,32 @@ pub fn local_groups(num_ranks: &Bound<'_, PyAny>, interleaved: bool) -> PyResult
         in_step: AtomicBool::new(false),
     };
     Ok((0..ranks).map(group).collect())
+}
+
+/// Runs one step of `schedule`, all ranks in turn on this thread with the one `worker`, which is as for
+/// `LocalGroup.step`; returns the measured Timeline. Raises RankError if a rank fails.
+#[pyfunction]
+#[pyo3(signature = (schedule, worker, p2p = "eager"))]
+pub fn run_ranks(
+    py: Python<'_>,
+    schedule: &PySchedule,
+    worker: &Bound<'_, PyAny>,
+    p2p: &str,
+) -> PyResult<PyTimeline> {
+    find_numpy(py)?;
+    let program = schedule.program(py, errors::p2p(p2p, None)?)?;
+    let hub = LocalHub::new(program.rows().len());
+    let ranks = (0..hub.size()).map(|rank| interpreter(&hub, py, &program, rank, worker)).collect();
+    match run_interleaved(ranks) {
+        Ok(records) => {
+            let rows: Vec<(Rank, Vec<Record>)> = records.into_iter().enumerate().collect();
+            Ok(PyTimeline::new(measured(rows.iter().collect(), schedule.verified(py)?)))
+        }
+        Err(RankFailure { rank, failure }) => {
+            let fault = Fault::new(py, rank, failure).expect("no other rank can have stopped it");
+            Err(fault.raised(py))
+        }
+    }
 }
 
 #[pymethods]
@@ -120,7 +148,7 @@ impl PyLocalGroup {
             // Ctrl-C and the like go through as they are.
             (_, Some(error)) if !error.is_instance_of::<PyException>(py) => Err(error),
             (Some(fault), _) => Err(fault.to_error(py)),
-            (None, _) => Ok(PyTimeline::new(measured(&outcome, schedule.verified(py)?))),
+            (None, _) => Ok(PyTimeline::new(measured(rows(&outcome), schedule.verified(py)?))),
         }
     }
 
@@ -220,7 +248,7 @@ impl PyLocalGroup {
         rank: Rank,
         worker: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<Record>> {
-        let interpreter = self.interpreter(py, program, rank, worker);
+        let interpreter = interpreter(&self.hub, py, program, rank, worker);
         run(interpreter).map_err(|failure| self.fail(py, rank, failure))
     }
 
@@ -233,24 +261,11 @@ impl PyLocalGroup {
     ) -> PyResult<Vec<(Rank, Vec<Record>)>> {
         let mut workers: Vec<(Rank, &Value)> = steps(start).collect();
         workers.sort_by_key(|(rank, _)| *rank);
-        let interpreter =
-            |(rank, worker): (Rank, &Value)| self.interpreter(py, program, rank, worker.bind(py));
-        let ranks = workers.into_iter().map(interpreter).collect();
+        let one = |(rank, worker): (Rank, &Value)| interpreter(&self.hub, py, program, rank, worker.bind(py));
+        let ranks = workers.into_iter().map(one).collect();
         let records =
             run_interleaved(ranks).map_err(|RankFailure { rank, failure }| self.fail(py, rank, failure))?;
         Ok(records.into_iter().enumerate().collect())
-    }
-
-    fn interpreter<'a, 'py>(
-        &'a self,
-        py: Python<'py>,
-        program: &'a Program,
-        rank: Rank,
-        worker: &Bound<'py, PyAny>,
-    ) -> Interpreter<'a, PyWorker<'py>, LocalTransport<'a, 'py>> {
-        let worker = PyWorker(worker.clone());
-        let transport = Detaching { py, inner: self.hub.port(rank) };
-        Interpreter::new(program.shape(), &program.rows()[rank], worker, transport, self.hub.clock())
     }
 
     /// Tells every rank; returns the worker's own error.
@@ -267,4 +282,16 @@ impl PyLocalGroup {
             }
         }
     }
+}
+
+fn interpreter<'a, 'py>(
+    hub: &'a LocalHub,
+    py: Python<'py>,
+    program: &'a Program,
+    rank: Rank,
+    worker: &Bound<'py, PyAny>,
+) -> Interpreter<'a, PyWorker<'py>, LocalTransport<'a, 'py>> {
+    let worker = PyWorker(worker.clone());
+    let transport = Detaching { py, inner: hub.port(rank) };
+    Interpreter::new(program.shape(), &program.rows()[rank], worker, transport, hub.clock())
 }

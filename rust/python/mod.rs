@@ -2,6 +2,8 @@
 
 use pyo3::prelude::*;
 
+mod array;
+mod callables;
 mod cards;
 mod components;
 mod costs;
@@ -21,13 +23,17 @@ mod worker;
 #[pyo3(name = "_core")]
 mod core_module {
     #[pymodule_export]
+    use super::array::PyArray;
+    #[pymodule_export]
+    use super::callables::{PyCallables, PyParcel};
+    #[pymodule_export]
     use super::components::PyComponents;
     #[pymodule_export]
     use super::costs::PyCosts;
     #[pymodule_export]
     use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]
-    use super::local_group::{PyLocalGroup, local_groups};
+    use super::local_group::{PyLocalGroup, local_groups, run_ranks};
     #[pymodule_export]
     use super::many::{jitter, simulate_many};
     #[pymodule_export]

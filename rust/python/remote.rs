@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray2};
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use super::cards::Fault;
@@ -175,11 +174,7 @@ impl Wire<'_> {
             }
             (None, failure) => Fault::new(py, rank, failure)?,
         };
-        let announced = fault.to_error(py);
-        // Ctrl-C and the like go through as they are.
-        let through = fault.cause.as_ref().filter(|cause| !cause.is_instance_of::<PyException>(py));
-        let raised = through.unwrap_or(&announced).clone_ref(py);
-        Some(Told { raised, announced })
+        Some(Told { raised: fault.raised(py), announced: fault.to_error(py) })
     }
 }
 
@@ -196,14 +191,16 @@ fn maker(row: &[Instruction], tensor: Tensor) -> Option<(usize, Slot)> {
 impl Transport for Wire<'_> {
     type Value = Value;
 
-    fn post(&mut self, from: Rank, tensor: Tensor) {
+    fn post(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped> {
         let answer = self.object.call_method1("post", (from, tensor.to_string()));
         let _ = self.note(None, answer);
+        Ok(())
     }
 
-    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) {
+    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) -> Result<(), Stopped> {
         let answer = self.object.call_method1("send", (to, tensor.to_string(), value));
         let _ = self.note(Some(tensor), answer);
+        Ok(())
     }
 
     fn sent(&mut self, to: Rank, tensor: Tensor, _: Patience) -> Result<bool, Stopped> {

@@ -57,12 +57,12 @@ pub struct Detaching<'py, T> {
 impl<T: Transport<Value = Value> + Send> Transport for Detaching<'_, T> {
     type Value = Value;
 
-    fn post(&mut self, from: Rank, tensor: Tensor) {
-        self.inner.post(from, tensor);
+    fn post(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped> {
+        self.inner.post(from, tensor)
     }
 
-    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) {
-        self.inner.send(to, tensor, value);
+    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) -> Result<(), Stopped> {
+        self.inner.send(to, tensor, value)
     }
 
     fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<Value>, Stopped> {

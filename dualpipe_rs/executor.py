@@ -1,0 +1,160 @@
+"""Runs a schedule with plain functions over arrays of any library: :class:`Executor`.
+
+Torch is not needed. What a stage computes is the functions' business; which of them is called when, and what
+travels where, is the schedule's. The one Rust interpreter keeps the order, as for the ``nn.Module`` wrappers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dualpipe_rs._core import Callables, LocalGroup, Schedule, Timeline, run_ranks
+from dualpipe_rs.errors import UsageError
+from dualpipe_rs.local import current_group
+
+#: An array that DLPack can hand over, a tuple of such and ``None``, or ``None``.
+Value = Any
+Forward = Callable[[int, int, Value], Value]
+Backward = Callable[[int, int, Value], Value]
+BackwardWeight = Callable[[int, int], object]
+ForwardBackward = Callable[[int, int, Value, int, int, Value], tuple[Value, Value]]
+
+
+class Executor:
+    """Runs a schedule: calls plain functions in its order, and carries arrays between stages by DLPack.
+
+    Made outside of :func:`~dualpipe_rs.run_local` it runs all ranks in turn on the calling thread. In a rank
+    of ``run_local`` (or with its ``group``) it runs that rank, and every rank makes one.
+
+    Args:
+        schedule: a :class:`~dualpipe_rs.Schedule`.
+        forward: ``forward(stage, microbatch, input)`` returns the stage's output. ``input`` is ``None`` in
+            stage 0, which has its own data; the last stage's output goes nowhere.
+        backward: ``backward(stage, microbatch, gradient)`` adds to the weights' gradients and returns that of
+            the stage's input. ``gradient`` is that of the stage's output; ``None`` in the last stage, which
+            has its loss; what stage 0 returns goes nowhere. Where it is missing, ``backward_input`` and then
+            ``backward_weight`` are called.
+        backward_input: the part of ``backward`` that the stage before waits for (I in a schedule).
+        backward_weight: ``backward_weight(stage, microbatch)``: the rest of it (W), later.
+        forward_backward: ``forward_backward(stage, microbatch, input, stage, microbatch, gradient)`` returns
+            output and gradient of a fused pair. Without it ``forward`` and ``backward`` are called.
+        group: this rank's group of ``run_local``; by default the one that the calling thread is a rank of.
+        rank: the rank of the schedule that this member takes; by default its own number.
+        from_dlpack: makes of what has arrived an array, as ``torch.from_dlpack`` does; by default that of the
+            library whose array was sent.
+        p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`.
+
+    An output and a gradient are an array that has ``__dlpack__`` (NumPy, PyTorch, CuPy, JAX), a DLPack
+    capsule, or a tuple of such and ``None``, of any type, shape and strides. It is handed over without a
+    copy, so a stage must not change it afterwards.
+
+    Raises:
+        UsageError: a function that the schedule needs is missing, or the schedule is not of the group's size.
+        ScheduleError: the schedule breaks a rule, or cannot run under ``p2p``.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        forward: Forward,
+        backward: Backward | None = None,
+        backward_input: Backward | None = None,
+        backward_weight: BackwardWeight | None = None,
+        forward_backward: ForwardBackward | None = None,
+        group: LocalGroup | None = None,
+        rank: int | None = None,
+        from_dlpack: Callable[[Any], Any] | None = None,
+        p2p: str = "eager",
+    ) -> None:
+        functions = {
+            "forward": forward,
+            "backward": backward,
+            "backward_input": backward_input,
+            "backward_weight": backward_weight,
+            "forward_backward": forward_backward,
+        }
+        _check(schedule, functions, from_dlpack)
+        schedule.verify(p2p)
+        self.schedule = schedule
+        self.p2p = p2p
+        self.group = current_group() if group is None else group
+        self.rank = _own_rank(schedule, self.group, rank)
+        ranks = range(schedule.num_ranks) if self.rank is None else [self.rank]
+        _check_needs(schedule, ranks, functions)
+        self._callables = Callables(
+            schedule.num_stages,
+            forward,
+            backward,
+            backward_input,
+            backward_weight,
+            forward_backward,
+            from_dlpack,
+        )
+
+    def step(self) -> Timeline:
+        """Runs every slot once.
+
+        Returns:
+            The measured :class:`~dualpipe_rs.Timeline` of all ranks, in seconds.
+
+        Raises:
+            RankError: on every rank: a rank failed. It names rank, slot and cause; the next step is right.
+        """
+        if self.group is None or self.rank is None:
+            return run_ranks(self.schedule, self._callables, self.p2p)
+        return self.group.step(self.schedule, self._callables, self.rank, "", self.p2p)
+
+
+def _check(schedule: Any, functions: Mapping[str, Any], from_dlpack: Any) -> None:
+    if not isinstance(schedule, Schedule):
+        raise UsageError(
+            f"schedule is a {type(schedule).__name__}; give a Schedule, such as "
+            'dp.schedule("dualpipe", num_ranks=4, num_microbatches=8)'
+        )
+    given = {**functions, "from_dlpack": from_dlpack}
+    for name, function in given.items():
+        if function is None and name != "forward":
+            continue
+        if not callable(function):
+            raise UsageError(f"{name} is a {type(function).__name__}; give a function")
+
+
+def _own_rank(schedule: Schedule, group: Any, rank: Any) -> int | None:
+    """The rank to run, or ``None`` for all of them."""
+    if group is None:
+        if rank is not None:
+            raise UsageError("rank is given and there is no group: outside of run_local all ranks run here")
+        return None
+    if not isinstance(group, LocalGroup):
+        raise UsageError(
+            f"group is a {type(group).__name__}; give the group of a rank of run_local, or none to run "
+            "all ranks here"
+        )
+    if group.size() != schedule.num_ranks:
+        raise UsageError(
+            f"the schedule is for {schedule.num_ranks} ranks and the group has {group.size()}; they must be "
+            "as many"
+        )
+    own = group.rank() if rank is None else rank
+    if isinstance(own, bool) or not isinstance(own, int) or not 0 <= own < schedule.num_ranks:
+        raise UsageError(f"rank is {own!r}; ranks are 0 to {schedule.num_ranks - 1}")
+    return own
+
+
+def _check_needs(schedule: Schedule, ranks: Sequence[int], functions: Mapping[str, Any]) -> None:
+    """Names the functions that the schedule's rows call for and that are missing."""
+    kinds = {kind for rank in ranks for slot in schedule.rank(rank) for kind in slot if kind in "IWB"}
+    split = functions["backward_input"] is not None and functions["backward_weight"] is not None
+    needs = {"I": "backward_input", "W": "backward_weight", "B": "backward"}
+    missing = sorted(
+        needs[kind] for kind in kinds if functions[needs[kind]] is None and not (kind == "B" and split)
+    )
+    pairs_whole = functions["forward_backward"] is not None and "B" in kinds
+    if missing == ["backward"] and pairs_whole:
+        alone = any("B" in slot and ";" not in slot for rank in ranks for slot in schedule.rank(rank))
+        missing = missing if alone else []
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"{schedule!r} calls for {' and '.join(missing)}, which {are} not given")

@@ -1,0 +1,148 @@
+//! A tensor of any library, as DLPack describes it: the one file that knows dlpark.
+//!
+//! Nothing is copied and no element is looked at. What travels between stages is a [`Parcel`] of these.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dlpark::allocation::dynamic::Allocation;
+use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType};
+use dlpark::{DlpackFlags, Managed, ManagedTensorBase};
+
+/// Type, shape and strides, these in elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    pub dtype: DLDataType,
+    pub shape: Vec<i64>,
+    pub strides: Vec<i64>,
+}
+
+impl Layout {
+    /// Bytes of the elements, without what lies between them. `None` if no machine has as many.
+    pub fn bytes(&self) -> Option<usize> {
+        let bits = usize::from(self.dtype.bits).checked_mul(usize::from(self.dtype.lanes))?;
+        let elements = self
+            .shape
+            .iter()
+            .try_fold(1_usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?))?;
+        Some(elements.checked_mul(bits)?.div_ceil(8))
+    }
+
+    /// Whether its elements lie side by side, in whatever order of dimensions.
+    pub fn is_dense(&self) -> bool {
+        if self.shape.contains(&0) {
+            return true;
+        }
+        let sizes = self.shape.iter().zip(&self.strides).filter(|(size, _)| **size != 1);
+        let mut dimensions: Vec<(i64, i64)> = sizes.map(|(&size, &stride)| (stride, size)).collect();
+        dimensions.sort_unstable();
+        let mut expected = 1;
+        dimensions.iter().all(|&(stride, size)| {
+            let fits = stride == expected;
+            expected = stride.saturating_mul(size);
+            fits
+        })
+    }
+}
+
+impl fmt::Display for Layout {
+    /// Such as `float32[4, 8]`, and the strides where they are not those of a compact array.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", TypeName(self.dtype), self.shape)?;
+        let compact = dlpark::tensor::compact_strides(&self.shape);
+        if compact.is_ok_and(|compact| compact == self.strides) {
+            return Ok(());
+        }
+        write!(f, " with strides {:?}", self.strides)
+    }
+}
+
+struct TypeName(DLDataType);
+
+impl fmt::Display for TypeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DLDataType { code, bits, lanes } = self.0;
+        match code.0 {
+            0 => write!(f, "int{bits}")?,
+            1 => write!(f, "uint{bits}")?,
+            2 => write!(f, "float{bits}")?,
+            4 => write!(f, "bfloat{bits}")?,
+            5 => write!(f, "complex{bits}")?,
+            6 => f.write_str("bool")?,
+            7..=14 => f.write_str("float8")?,
+            code => write!(f, "type {code} of {bits} bits")?,
+        }
+        if lanes == 1 { Ok(()) } else { write!(f, "x{lanes}") }
+    }
+}
+
+/// A device as people write it.
+pub struct DeviceName(pub DLDevice);
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.device_type {
+            DLDeviceType::CPU => f.write_str("cpu"),
+            DLDeviceType::CUDA => write!(f, "cuda:{}", self.0.device_id),
+            other => write!(f, "device {} of DLPack's type {}", self.0.device_id, other.0),
+        }
+    }
+}
+
+/// What keeps an array's memory.
+pub type Owner = Box<dyn std::any::Any + Send + Sync>;
+
+/// An array, which keeps the memory it points to.
+pub struct Array {
+    pub layout: Layout,
+    pub device: DLDevice,
+    pub read_only: bool,
+    /// Where its first element is.
+    pub data: u64,
+    owner: Owner,
+}
+
+impl Array {
+    /// # Safety
+    /// `data` is the first of the layout's elements, in memory of the device that `owner` keeps.
+    pub unsafe fn new(layout: Layout, device: DLDevice, read_only: bool, data: u64, owner: Owner) -> Array {
+        Array { layout, device, read_only, data, owner }
+    }
+
+    /// What keeps its memory.
+    pub fn into_owner(self) -> Owner {
+        self.owner
+    }
+
+    /// A header of DLPack's, legacy or versioned, that keeps the array until its deleter is called.
+    pub fn header<M: ManagedTensorBase>(self: Arc<Self>) -> Result<Managed<M>, dlpark::allocation::Error> {
+        let dimensions = self.layout.shape.len();
+        let mut allocation = Allocation::<M>::allocate(2 * dimensions)?;
+        let metadata = allocation.extra_mut();
+        metadata[..dimensions].copy_from_slice(&self.layout.shape);
+        metadata[dimensions..].copy_from_slice(&self.layout.strides);
+        let (shape, (data, device, dtype, flags)) =
+            (metadata.as_mut_ptr(), (self.data, self.device, self.layout.dtype, self.flags()));
+        let mut initialized = allocation.initialize(self, dimensions)?;
+        initialized.set_data(data as *mut _).set_device(device).set_dtype(dtype);
+        initialized.set_flags(flags).expect("it doesn't say that it is a copy");
+        let tensor = initialized.tensor_mut();
+        tensor.shape = shape;
+        // SAFETY: both halves lie in the allocation, which lives as long as the header.
+        tensor.strides = unsafe { shape.add(dimensions) };
+        // SAFETY: the array keeps data and metadata, and the flags are its own.
+        Ok(unsafe { initialized.finish() })
+    }
+
+    pub fn flags(&self) -> DlpackFlags {
+        if self.read_only { DlpackFlags::READ_ONLY } else { DlpackFlags::empty() }
+    }
+}
+
+/// What one stage hands to another: arrays, some of which may be missing.
+#[derive(Default)]
+pub struct Parcel {
+    pub arrays: Vec<Option<Array>>,
+    /// Whether the one array stands by itself rather than in a tuple.
+    pub single: bool,
+}

@@ -1,0 +1,132 @@
+//! `Array`: DLPack in and out.
+
+use std::sync::Arc;
+
+use dlpark::ffi::{DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+use dlpark::python::{DlpackExporter, DlpackStream, ExportRequest, ImportRequest, export_dlpack};
+use dlpark::{DlpackFlags, Managed};
+use pyo3::exceptions::PyBufferError;
+use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+
+use super::errors::UsageError;
+use crate::array::{Array, DeviceName, Layout};
+
+/// An array that has come from another stage, as DLPack gives it on: `numpy.from_dlpack(array)`,
+/// `torch.from_dlpack(array)` and the like take it without a copy.
+#[pyclass(frozen, name = "Array", module = "dualpipe_rs")]
+pub struct PyArray(pub Arc<Array>);
+
+#[pymethods]
+impl PyArray {
+    /// Its sizes by dimension.
+    #[getter]
+    fn shape(&self) -> Vec<i64> {
+        self.0.layout.shape.clone()
+    }
+
+    /// A DLPack capsule, legacy or (from `max_version` 1.0) versioned. BufferError where `dl_device` or `copy` ask
+    /// for anything but this memory as it is.
+    #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
+    fn __dlpack__(
+        &self,
+        py: Python<'_>,
+        stream: Option<&Bound<'_, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(u32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Py<PyAny>> {
+        export_dlpack(self, py, ExportRequest::parse(stream, max_version, dl_device, copy)?)
+    }
+
+    /// DLPack's number of the device's type, and the device's own.
+    fn __dlpack_device__(&self) -> (u32, i32) {
+        let DLDevice { device_type, device_id } = self.0.device;
+        (device_type.0, device_id)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Array {} on {}>", self.0.layout, DeviceName(self.0.device))
+    }
+}
+
+impl DlpackExporter for PyArray {
+    fn device(&self) -> DLDevice {
+        self.0.device
+    }
+
+    fn flags(&self) -> DlpackFlags {
+        self.0.flags()
+    }
+
+    fn prepare_export(&self, _: Python<'_>, _: &ExportRequest<'_>) -> PyResult<()> {
+        Ok(())
+    }
+
+    fn export_legacy(&self, _: Python<'_>) -> PyResult<Managed<DLManagedTensor>> {
+        self.0.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
+    }
+
+    fn export_versioned(&self, _: Python<'_>) -> PyResult<Managed<DLManagedTensorVersioned>> {
+        self.0.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
+    }
+}
+
+/// Takes an array of any library, or a capsule. `what` says in words what it is, for errors.
+pub fn import(
+    value: &Bound<'_, PyAny>,
+    device: DLDevice,
+    stream: Option<&dyn DlpackStream>,
+    what: &dyn Fn() -> String,
+) -> PyResult<Array> {
+    let py = value.py();
+    let wrong = |why: String| UsageError::new_err(format!("{} {why}", what()));
+    // PyTorch's fast way gives such a tensor away without its graph, and says nothing.
+    let requires_grad = value.getattr_opt("requires_grad")?.map(|flag| flag.is_truthy()).transpose()?;
+    if requires_grad == Some(true) {
+        return Err(wrong(
+            "requires grad, and no graph reaches from rank to rank; hand over .detach() of it".into(),
+        ));
+    }
+    if !value.is_instance_of::<PyCapsule>() && !value.hasattr("__dlpack__")? {
+        return Err(wrong(format!(
+            "is a {}, which DLPack cannot hand over; give an array of NumPy, PyTorch, CuPy, JAX or the like, or a \
+             tuple of such",
+            value.get_type().qualname()?
+        )));
+    }
+    let unread = |error: PyErr| {
+        let wrapped = wrong(format!("cannot be handed over by DLPack: {}", error.value(py)));
+        wrapped.set_cause(py, Some(error));
+        wrapped
+    };
+    let request = ImportRequest::new(value.as_borrowed()).map_err(unread)?;
+    let known = request.device().ok();
+    let elsewhere =
+        |found| wrong(format!("is on {}; the executor works on {}", DeviceName(found), DeviceName(device)));
+    if let Some(found) = known.filter(|found| *found != device) {
+        return Err(elsewhere(found));
+    }
+    // A capsule, or a producer that negotiates nothing, cannot be told of a stream.
+    let imported = request.import(stream.filter(|_| known.is_some()), None).map_err(unread)?;
+    let read_only = imported.flags().contains(DlpackFlags::READ_ONLY);
+    let (layout, found, data) = {
+        let tensor =
+            imported.validate().map_err(|error| wrong(format!("is no valid DLPack tensor: {error}")))?;
+        let strides = tensor.strides_or_compact();
+        let layout = Layout {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            strides: strides.map_err(|error| wrong(format!("has impossible sizes: {error}")))?.into_owned(),
+        };
+        (layout, tensor.device(), (tensor.data_ptr() as u64).wrapping_add(tensor.byte_offset()))
+    };
+    if found != device {
+        return Err(elsewhere(found));
+    }
+    if layout.bytes().is_none() {
+        return Err(wrong(format!("has impossible sizes: {layout}")));
+    }
+    // SAFETY: the producer vouches for its tensor until the deleter is called, which the owner does.
+    Ok(unsafe { Array::new(layout, device, read_only, data, Box::new(imported.into_deleter())) })
+}

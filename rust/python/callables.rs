@@ -1,0 +1,225 @@
+//! `Callables`: the plain functions of an `Executor`, which take and make arrays of any library.
+
+use std::sync::Arc;
+
+use dlpark::ffi::DLDevice;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use super::array::{PyArray, import};
+use super::errors::UsageError;
+use crate::array::{Array, Parcel};
+use crate::schedule::{Action, Kind, Microbatch, Stage};
+
+/// What a stage has handed over, on its way to another: `Callables` make it and take it.
+#[pyclass(frozen, name = "Parcel", module = "dualpipe_rs")]
+pub struct PyParcel {
+    arrays: Vec<Option<Py<PyArray>>>,
+    single: bool,
+    /// What turns an `Array` into one of the library that the sender used.
+    from_dlpack: Option<Py<PyAny>>,
+}
+
+/// The worker of an `Executor`: its methods, those that `LocalGroup.step` asks for, call plain functions.
+///
+/// Each function takes stage and microbatch, and but for `backward_weight` an array or a tuple of arrays (None
+/// where no other stage hands anything over), and returns such. A missing one is None.
+#[pyclass(frozen, name = "Callables", module = "dualpipe_rs")]
+pub struct PyCallables {
+    forward: Py<PyAny>,
+    backward: Option<Py<PyAny>>,
+    backward_input: Option<Py<PyAny>>,
+    backward_weight: Option<Py<PyAny>>,
+    forward_backward: Option<Py<PyAny>>,
+    from_dlpack: Option<Py<PyAny>>,
+    last_stage: Stage,
+}
+
+type Taken<'a, 'py> = Option<&'a Bound<'py, PyParcel>>;
+
+#[pymethods]
+impl PyCallables {
+    #[new]
+    #[pyo3(signature = (num_stages, forward, backward, backward_input, backward_weight, forward_backward, from_dlpack))]
+    fn new(
+        num_stages: Stage,
+        forward: Py<PyAny>,
+        backward: Option<Py<PyAny>>,
+        backward_input: Option<Py<PyAny>>,
+        backward_weight: Option<Py<PyAny>>,
+        forward_backward: Option<Py<PyAny>>,
+        from_dlpack: Option<Py<PyAny>>,
+    ) -> PyCallables {
+        PyCallables {
+            forward,
+            backward,
+            backward_input,
+            backward_weight,
+            forward_backward,
+            from_dlpack,
+            last_stage: num_stages.saturating_sub(1),
+        }
+    }
+
+    /// The output of a stage, for the next one.
+    fn forward(
+        &self,
+        py: Python<'_>,
+        stage: Stage,
+        microbatch: Microbatch,
+        parcel: Taken<'_, '_>,
+    ) -> PyResult<Option<PyParcel>> {
+        self.one(py, Action::new(stage, Kind::F, microbatch), parcel)
+    }
+
+    /// The gradient of a stage's input, for the stage before; the weights' gradients are added up here.
+    fn backward(
+        &self,
+        py: Python<'_>,
+        stage: Stage,
+        microbatch: Microbatch,
+        parcel: Taken<'_, '_>,
+    ) -> PyResult<Option<PyParcel>> {
+        self.one(py, Action::new(stage, Kind::B, microbatch), parcel)
+    }
+
+    /// The gradient of a stage's input alone.
+    fn backward_input(
+        &self,
+        py: Python<'_>,
+        stage: Stage,
+        microbatch: Microbatch,
+        parcel: Taken<'_, '_>,
+    ) -> PyResult<Option<PyParcel>> {
+        self.one(py, Action::new(stage, Kind::I, microbatch), parcel)
+    }
+
+    /// The weights' gradients alone, after the input's.
+    fn backward_weight(&self, py: Python<'_>, stage: Stage, microbatch: Microbatch) -> PyResult<()> {
+        let function = self.function(Kind::W, stage)?;
+        function.call1(py, (stage, microbatch)).map(|_| ())
+    }
+
+    /// A forward of one stage and a backward of another, together.
+    #[expect(clippy::too_many_arguments, reason = "it is how LocalGroup.step calls a worker")]
+    fn forward_backward(
+        &self,
+        py: Python<'_>,
+        stage: Stage,
+        microbatch: Microbatch,
+        parcel: Taken<'_, '_>,
+        backward_stage: Stage,
+        backward_microbatch: Microbatch,
+        gradient: Taken<'_, '_>,
+    ) -> PyResult<(Option<PyParcel>, Option<PyParcel>)> {
+        let f = Action::new(stage, Kind::F, microbatch);
+        let b = Action::new(backward_stage, Kind::B, backward_microbatch);
+        let Some(function) = &self.forward_backward else {
+            return Ok((self.one(py, f, parcel)?, self.one(py, b, gradient)?));
+        };
+        let (input, gradient) = (self.unpack(py, parcel)?, self.unpack(py, gradient)?);
+        let made =
+            function.call1(py, (stage, microbatch, input, backward_stage, backward_microbatch, gradient))?;
+        let (output, gradient) = made.extract::<(Py<PyAny>, Py<PyAny>)>(py).map_err(|_| {
+            UsageError::new_err(format!(
+                "forward_backward returned a {}; it returns the forward's output and the backward's gradient, two \
+                 values",
+                made.bind(py).get_type()
+            ))
+        })?;
+        Ok((self.pack(output.bind(py), f)?, self.pack(gradient.bind(py), b)?))
+    }
+}
+
+impl PyCallables {
+    fn one(&self, py: Python<'_>, action: Action, parcel: Taken<'_, '_>) -> PyResult<Option<PyParcel>> {
+        let (stage, microbatch) = (action.stage, action.microbatch);
+        let input = self.unpack(py, parcel)?;
+        if action.kind == Kind::B && self.backward.is_none() {
+            let gradient = self.function(Kind::I, stage)?.call1(py, (stage, microbatch, input))?;
+            self.function(Kind::W, stage)?.call1(py, (stage, microbatch))?;
+            return self.pack(gradient.bind(py), action);
+        }
+        let made = self.function(action.kind, stage)?.call1(py, (stage, microbatch, input))?;
+        self.pack(made.bind(py), action)
+    }
+
+    fn function(&self, kind: Kind, stage: Stage) -> PyResult<&Py<PyAny>> {
+        let (name, function) = match kind {
+            Kind::F => return Ok(&self.forward),
+            Kind::B => ("backward", &self.backward),
+            Kind::I => ("backward_input", &self.backward_input),
+            Kind::W => ("backward_weight", &self.backward_weight),
+        };
+        let missing = || UsageError::new_err(format!("stage {stage} needs {name}=, which was not given"));
+        function.as_ref().ok_or_else(missing)
+    }
+
+    fn unpack(&self, py: Python<'_>, parcel: Taken<'_, '_>) -> PyResult<Py<PyAny>> {
+        let Some(parcel) = parcel else { return Ok(py.None()) };
+        let parcel = parcel.get();
+        let from_dlpack = self.from_dlpack.as_ref().or(parcel.from_dlpack.as_ref());
+        let one = |array: &Option<Py<PyArray>>| match (array, from_dlpack) {
+            (None, _) => Ok(py.None()),
+            (Some(array), Some(from_dlpack)) => from_dlpack.call1(py, (array.clone_ref(py),)),
+            (Some(array), None) => Ok(array.clone_ref(py).into_any()),
+        };
+        if parcel.single {
+            return one(&parcel.arrays[0]);
+        }
+        let arrays = parcel.arrays.iter().map(one).collect::<PyResult<Vec<_>>>()?;
+        Ok(PyTuple::new(py, arrays)?.into_any().unbind())
+    }
+
+    /// What an action made, where another stage takes it.
+    fn pack(&self, value: &Bound<'_, PyAny>, action: Action) -> PyResult<Option<PyParcel>> {
+        let end = if action.kind == Kind::F { self.last_stage } else { 0 };
+        if action.stage == end || value.is_none() {
+            return Ok(None);
+        }
+        let py = value.py();
+        let what = || match action.kind {
+            Kind::F => format!("the output of stage {} for microbatch {}", action.stage, action.microbatch),
+            _ => {
+                format!("the gradient of stage {}'s input for microbatch {}", action.stage, action.microbatch)
+            }
+        };
+        let several = value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>();
+        let values: Vec<Bound<'_, PyAny>> = if several { value.extract()? } else { vec![value.clone()] };
+        let import_one = |value: &Bound<'_, PyAny>| match value.is_none() {
+            true => Ok(None),
+            false => import(value, DLDevice::CPU, None, &what).map(Some),
+        };
+        let parcel = Parcel {
+            arrays: values.iter().map(import_one).collect::<PyResult<_>>()?,
+            single: !several,
+        };
+        let first = values.iter().find(|value| !value.is_none());
+        let from_dlpack = match (&self.from_dlpack, first) {
+            (None, Some(array)) => library_of(array)?,
+            _ => None,
+        };
+        PyParcel::new(py, parcel, from_dlpack).map(Some)
+    }
+}
+
+impl PyParcel {
+    fn new(py: Python<'_>, parcel: Parcel, from_dlpack: Option<Py<PyAny>>) -> PyResult<PyParcel> {
+        let one = |array: Option<Array>| array.map(|array| Py::new(py, PyArray(Arc::new(array)))).transpose();
+        let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
+        Ok(PyParcel { arrays, single: parcel.single, from_dlpack })
+    }
+}
+
+/// `from_dlpack` of the library whose class an array is of, if it has one: NumPy, PyTorch, CuPy, and JAX by its own
+/// way.
+fn library_of(array: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+    let py = array.py();
+    let Ok(module) = array.get_type().module() else { return Ok(None) };
+    let module = module.to_string();
+    let root = module.split('.').next().unwrap_or_default();
+    let name = if root == "jaxlib" { "jax.dlpack" } else { root };
+    let modules = py.import("sys")?.getattr("modules")?;
+    let Ok(library) = modules.get_item(name) else { return Ok(None) };
+    Ok(library.getattr_opt("from_dlpack")?.map(Bound::unbind))
+}
