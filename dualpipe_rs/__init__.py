@@ -33,6 +33,7 @@ from dualpipe_rs._core import (
 from dualpipe_rs.comparison import Comparison, compare
 from dualpipe_rs.errors import (
     CheckpointError,
+    DeviceError,
     Error,
     RankError,
     ScheduleError,
@@ -46,7 +47,7 @@ from dualpipe_rs.many import simulate_many
 
 if TYPE_CHECKING:
     __version__: str
-    from dualpipe_rs import utils
+    from dualpipe_rs import cuda, utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
@@ -73,6 +74,7 @@ __all__ = [
     "Comparison",
     "Components",
     "Costs",
+    "DeviceError",
     "DualPipe",
     "DualPipeV",
     "Error",
@@ -92,6 +94,7 @@ __all__ = [
     "Violation",
     "WeightGradStore",
     "compare",
+    "cuda",
     "formula",
     "jitter",
     "partition",
@@ -110,8 +113,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("dualpipe_rs")
-    if name == "utils":
-        return importlib.import_module("dualpipe_rs.utils")
+    if name in ("cuda", "utils"):
+        return importlib.import_module(f"dualpipe_rs.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'dualpipe_rs' has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m dualpipe_rs demo``."""
+"""The command line: ``python -m dualpipe_rs demo`` and ``python -m dualpipe_rs doctor``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--text", metavar="FILE", help="train on this file, not on Python's standard library")
     demo.add_argument("--dtype", default="float64", choices=["float64", "float32"])
     demo.add_argument("--interleaved", action="store_true", help="compute all ranks in turn on one thread")
+    commands.add_parser(
+        "doctor",
+        help="show what is installed, what of CUDA is here, and what to do about what is not",
+        description="Shows the versions of packages, the driver, devices and NCCL, and what to install. "
+        "Exits with 1 only if what needs no GPU is broken.",
+    )
     options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        from dualpipe_rs import doctor
+
+        return doctor.run()
     try:
         from dualpipe_rs.demo import run
 

@@ -1,6 +1,7 @@
 """The Rust core: schedules, their verification and simulation, and steps of local ranks."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, Literal, final
 
 import numpy as np
@@ -11,18 +12,27 @@ __all__ = [
     "Callables",
     "Components",
     "Costs",
+    "Device",
+    "Diagnosis",
+    "Driver",
     "Figure",
     "Formula",
     "LocalGroup",
+    "Nccl",
     "Parcel",
     "Program",
     "Schedule",
     "Timeline",
+    "cuda_diagnosis",
+    "cuda_is_available",
     "fingerprint",
     "formula",
     "jitter",
     "local_groups",
     "measured_timeline",
+    "nccl_look_in",
+    "nccl_try",
+    "nccl_unique_id",
     "row_lengths",
     "run_rank",
     "run_ranks",
@@ -375,3 +385,57 @@ class LocalGroup:
     def leave(self, reason: str) -> None: ...
     def interrupt(self, reason: str) -> None: ...
     def __reduce__(self) -> Any: ...
+
+def cuda_is_available() -> bool: ...
+def cuda_diagnosis() -> Diagnosis: ...
+def nccl_look_in(folders: Sequence[str | PathLike[str]]) -> None: ...
+def nccl_unique_id() -> bytes: ...
+def nccl_try(unique_id: bytes, size: int, rank: int, timeout: float) -> None: ...
+
+@final
+class Diagnosis:
+    @property
+    def driver(self) -> Driver: ...
+    @property
+    def devices(self) -> list[Device]: ...
+    @property
+    def nccl(self) -> Nccl: ...
+    @property
+    def advice(self) -> list[str]: ...
+
+@final
+class Driver:
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def version(self) -> tuple[int, int] | None: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def missing_symbols(self) -> list[str]: ...
+
+@final
+class Device:
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def compute_capability(self) -> tuple[int, int]: ...
+    @property
+    def memory_pools(self) -> bool: ...
+    @property
+    def uuid(self) -> str: ...
+
+@final
+class Nccl:
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def version(self) -> tuple[int, int, int] | None: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def looked(self) -> list[str]: ...
+    @property
+    def missing_symbols(self) -> list[str]: ...

@@ -79,3 +79,7 @@ class RankError(Error, RuntimeError):
 
     def __reduce__(self) -> tuple[type[RankError], tuple[str, int, int | None, str | None]]:
         return type(self), (str(self), self.rank, self.slot, self.action)
+
+
+class DeviceError(Error, RuntimeError):
+    """CUDA's driver or NCCL is not usable, or refused a call; says which and why (``dp.cuda.diagnose()``)."""

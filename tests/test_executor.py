@@ -269,7 +269,7 @@ def test_what_arrives_can_be_taken_twice_and_keeps_the_memory() -> None:
     assert handed_on.shape == [3]
     assert "float64[3] on cpu" in repr(handed_on)
     first, second = np.from_dlpack(handed_on), np.from_dlpack(handed_on)
-    del handed_on, array
+    del handed_on
     gc.collect()
     assert np.shares_memory(first, second)
     assert first.tolist() == [0.0, 1.0, 2.0]

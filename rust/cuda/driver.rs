@@ -19,10 +19,10 @@ macro_rules! functions {
 
         impl Functions {
             fn load() -> Result<Functions, DeviceError> {
-                // SAFETY: the library is there (libcuda::ready), and the types are those of cuda.h.
-                unsafe {
-                    Ok(Functions { $($name: *libcuda::symbol(concat!(stringify!($name), "\0"))?),* })
-                }
+                let library = libcuda::library()?;
+                // SAFETY: the types are those of cuda.h; that all are there, library() has seen.
+                Ok(Functions { $($name: *unsafe { library.get(stringify!($name)) }
+                    .map_err(|_| libcuda::missing(vec![stringify!($name)]))?),* })
             }
         }
     };
@@ -67,7 +67,7 @@ fn functions() -> Result<&'static Functions, DeviceError> {
 }
 
 fn check(call: &'static str, code: c_int) -> Result<(), DeviceError> {
-    if code == 0 { Ok(()) } else { Err(DeviceError::driver(call, code)) }
+    if code == 0 { Ok(()) } else { Err(libcuda::refusal(call, code)) }
 }
 
 /// One GPU: its primary context, which torch and CuPy use too, and a pool of memory of its own.

@@ -159,9 +159,11 @@ pub fn measured(mut rows: Vec<&(Rank, Vec<Record>)>, verified: &Verified) -> Tim
 
 /// What the ranks have recorded, as they say at the end of a step.
 pub fn rows(outcome: &LocalOutcome) -> Vec<&(Rank, Vec<Record>)> {
-    let done = |card| match card {
-        &Card::Done(ref rows) => rows.as_slice(),
-        _ => &[],
-    };
-    outcome.cards.iter().flat_map(done).collect()
+    let mut all = Vec::new();
+    for card in &outcome.cards {
+        if let Card::Done(rows) = card {
+            all.extend(rows);
+        }
+    }
+    all
 }

@@ -14,6 +14,8 @@ import_exception!(dualpipe_rs.errors, UsageError);
 import_exception!(dualpipe_rs.errors, SizeError);
 import_exception!(dualpipe_rs.errors, ScheduleError);
 import_exception!(dualpipe_rs.errors, RankError);
+#[cfg(feature = "cuda")]
+import_exception!(dualpipe_rs.errors, DeviceError);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {

@@ -7,6 +7,8 @@ mod callables;
 mod cards;
 mod components;
 mod costs;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod errors;
 mod formula;
 mod local_group;
@@ -30,6 +32,12 @@ mod core_module {
     use super::components::PyComponents;
     #[pymodule_export]
     use super::costs::PyCosts;
+    #[cfg(feature = "cuda")]
+    #[pymodule_export]
+    use super::cuda::{
+        PyDevice, PyDiagnosis, PyDriver, PyNccl, cuda_diagnosis, cuda_is_available, nccl_look_in, nccl_try,
+        nccl_unique_id,
+    };
     #[pymodule_export]
     use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]
