@@ -21,12 +21,14 @@ demo: $(VENV)/built
 test: test-rust test-python
 
 test-rust:
-	cargo test --locked
+	cargo test --locked --features cuda
+	cargo test --locked -p fakecuda
 
 test-python: $(VENV)/built
 	$(BIN)/python -m pytest
 
 test-long: $(VENV)/built
+	LONG=1 cargo test --locked -p fakecuda --test executor
 	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_p2p.py tests/test_mutations.py tests/test_random_agreement.py tests/test_faults.py tests/test_fault_cases.py tests/test_exits.py tests/test_odd_tensors.py
 
 fuzz: $(VENV)/built

@@ -12,8 +12,8 @@ Nothing of CUDA is linked: the driver is looked for by the system's loader, and 
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from dualpipe_rs._core import (
     Device,
@@ -40,8 +40,8 @@ def diagnose() -> Diagnosis:
     """Looks for everything that a GPU needs; ``print`` the answer to read it. Never raises.
 
     Returns:
-        A :class:`Diagnosis` with ``driver``, ``devices``, ``nccl`` and ``advice``, the last a list of sentences
-        that say what to install or to look at.
+        A :class:`Diagnosis` with ``driver``, ``devices``, ``nccl`` and ``advice``: sentences that say what to
+        install or to look at.
     """
     look_in_packages()
     return cuda_diagnosis()
@@ -49,8 +49,9 @@ def diagnose() -> Diagnosis:
 
 def look_in_packages() -> None:
     """Tells the core in which folders of ``sys.path`` a package has brought NCCL."""
-    folders = [Path(entry or ".").resolve() / "nvidia" / "nccl" / "lib" for entry in sys.path]
-    nccl_look_in([folder for folder in dict.fromkeys(folders) if folder.is_dir()])
+    entries = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    folders = [os.path.join(entry, "nvidia", "nccl", "lib") for entry in dict.fromkeys(entries)]
+    nccl_look_in([folder for folder in folders if os.path.isdir(folder)])  # False, too, for what is no path
 
 
 look_in_packages()

@@ -6,12 +6,14 @@ travels where, is the schedule's. The one Rust interpreter keeps the order, as f
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dualpipe_rs._core import Callables, LocalGroup, Schedule, Timeline, run_ranks
+from dualpipe_rs._core import Callables, DeviceRank, LocalGroup, Schedule, Timeline, run_ranks
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.local import current_group
+from dualpipe_rs.place import Place, device_index, stream_handle
 
 #: An array that DLPack can hand over, a tuple of such and ``None``, or ``None``.
 Value = Any
@@ -44,6 +46,15 @@ class Executor:
         from_dlpack: makes of what has arrived an array, as ``torch.from_dlpack`` does; by default that of the
             library whose array was sent.
         p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`.
+        device: this rank's GPU: an index, ``"cuda"`` or ``"cuda:1"``. By default the CPU. Ranks on one GPU
+            copy on streams of their own; ranks with a GPU each send by NCCL. The functions only queue work,
+            and the thread waits for the GPU once, at the end of the step.
+        stream: on a GPU, the stream on which the functions compute: a handle, or a stream of torch or CuPy.
+            By default torch's current one at each step, where torch is loaded; else the legacy default one.
+        communicators: with NCCL, ``"edge"`` has one for each directed edge between two ranks; ``"pair"`` one
+            for both directions, under ``p2p="batched"`` alone.
+        max_ctas: the most CTAs (each occupies an SM) that NCCL may take for a communicator.
+        timeout: on a GPU, the longest wait for the device or another rank, in seconds.
 
     An output and a gradient are an array that has ``__dlpack__`` (NumPy, PyTorch, CuPy, JAX), a DLPack
     capsule, or a tuple of such and ``None``, of any type, shape and strides. It is handed over without a
@@ -67,6 +78,11 @@ class Executor:
         rank: int | None = None,
         from_dlpack: Callable[[Any], Any] | None = None,
         p2p: str = "eager",
+        device: Any = None,
+        stream: Any = None,
+        communicators: str = "edge",
+        max_ctas: int | None = None,
+        timeout: float = 60.0,
     ) -> None:
         functions = {
             "forward": forward,
@@ -77,6 +93,7 @@ class Executor:
         }
         _check(schedule, functions, from_dlpack)
         schedule.verify(p2p)
+        index = device_index(device)
         self.schedule = schedule
         self.p2p = p2p
         self.group = current_group() if group is None else group
@@ -90,7 +107,21 @@ class Executor:
             backward_input,
             backward_weight,
             forward_backward,
-            from_dlpack,
+            from_dlpack or _loaded_from_dlpack(index),
+            index,
+        )
+        self._stream = None if stream is None else stream_handle(stream)
+        self._place = (
+            index
+            if index is None
+            else Place(
+                self.group,
+                self.rank or 0,
+                index,
+                sharing=communicators,
+                max_ctas=max_ctas,
+                timeout=timeout,
+            )
         )
 
     def step(self) -> Timeline:
@@ -102,9 +133,33 @@ class Executor:
         Raises:
             RankError: on every rank: a rank failed. It names rank, slot and cause; the next step is right.
         """
+        if self._place is None:
+            return self._run(None)
+        self._callables.set_stream(self._current_stream())
+        try:
+            return self._run(self._place.open(self.schedule, self.p2p))
+        except BaseException:
+            # Of a step that failed nobody knows what is still under way.
+            self._place.abort()
+            raise
+
+    def close(self) -> None:
+        """Ends the communicators, on a GPU; all ranks call it. Without it they are cut off in the end."""
+        if self._place is not None:
+            self._place.close()
+
+    def _run(self, place: DeviceRank | None) -> Timeline:
         if self.group is None or self.rank is None:
-            return run_ranks(self.schedule, self._callables, self.p2p)
-        return self.group.step(self.schedule, self._callables, self.rank, "", self.p2p)
+            return run_ranks(self.schedule, self._callables, self.p2p, place)
+        return self.group.step(self.schedule, self._callables, self.rank, "", self.p2p, place)
+
+    def _current_stream(self) -> int:
+        if self._stream is not None:
+            return self._stream
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_available():
+            return 0
+        return stream_handle(torch.cuda.current_stream())
 
 
 def _check(schedule: Any, functions: Mapping[str, Any], from_dlpack: Any) -> None:
@@ -158,3 +213,13 @@ def _check_needs(schedule: Schedule, ranks: Sequence[int], functions: Mapping[st
     if missing:
         are = "is" if len(missing) == 1 else "are"
         raise UsageError(f"{schedule!r} calls for {' and '.join(missing)}, which {are} not given")
+
+
+def _loaded_from_dlpack(device: int | None) -> Callable[[Any], Any] | None:
+    """On a GPU, ``from_dlpack`` of a library that is loaded; else that of the sender's is taken."""
+    if device is None:
+        return None
+    for name in ("torch", "cupy", "jax.dlpack"):
+        if (library := sys.modules.get(name)) is not None:
+            return getattr(library, "from_dlpack", None)
+    return None

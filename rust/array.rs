@@ -89,9 +89,6 @@ impl fmt::Display for DeviceName {
     }
 }
 
-/// What keeps an array's memory.
-pub type Owner = Box<dyn std::any::Any + Send + Sync>;
-
 /// An array, which keeps the memory it points to.
 pub struct Array {
     pub layout: Layout,
@@ -99,19 +96,21 @@ pub struct Array {
     pub read_only: bool,
     /// Where its first element is.
     pub data: u64,
-    owner: Owner,
+    /// Kept for what its drop does.
+    _owner: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Array {
     /// # Safety
     /// `data` is the first of the layout's elements, in memory of the device that `owner` keeps.
-    pub unsafe fn new(layout: Layout, device: DLDevice, read_only: bool, data: u64, owner: Owner) -> Array {
-        Array { layout, device, read_only, data, owner }
-    }
-
-    /// What keeps its memory.
-    pub fn into_owner(self) -> Owner {
-        self.owner
+    pub unsafe fn new<Owner: Send + Sync + 'static>(
+        layout: Layout,
+        device: DLDevice,
+        read_only: bool,
+        data: u64,
+        owner: Owner,
+    ) -> Array {
+        Array { layout, device, read_only, data, _owner: Box::new(owner) }
     }
 
     /// A header of DLPack's, legacy or versioned, that keeps the array until its deleter is called.
@@ -142,7 +141,32 @@ impl Array {
 /// What one stage hands to another: arrays, some of which may be missing.
 #[derive(Default)]
 pub struct Parcel {
-    pub arrays: Vec<Option<Array>>,
+    pub arrays: Vec<Option<Arc<Array>>>,
     /// Whether the one array stands by itself rather than in a tuple.
     pub single: bool,
+}
+
+/// What a parcel looks like: all that a receiver needs to know before it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Form {
+    pub layouts: Vec<Option<Layout>>,
+    pub single: bool,
+}
+
+impl Parcel {
+    pub fn form(&self) -> Form {
+        let layout = |array: &Option<Arc<Array>>| array.as_ref().map(|array| array.layout.clone());
+        Form {
+            layouts: self.arrays.iter().map(layout).collect(),
+            single: self.single,
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |layout: &Option<Layout>| layout.as_ref().map_or("None".to_string(), Layout::to_string);
+        let words: Vec<String> = self.layouts.iter().map(word).collect();
+        if self.single { f.write_str(&words[0]) } else { write!(f, "({})", words.join(", ")) }
+    }
 }

@@ -1,6 +1,7 @@
 //! What CUDA's driver and NCCL answer, and what is wrong with their files: one type for both, as sentences.
 
 use std::fmt;
+use std::time::Duration;
 
 use thiserror::Error as ThisError;
 
@@ -23,8 +24,8 @@ pub enum DeviceError {
     #[error("{library} is {found}; the least is {least}: pip install --upgrade nvidia-nccl-cu12 (or -cu13)")]
     TooOld { library: String, found: String, least: String },
 
-    #[error("{what} took longer than {seconds} s; look at whether every rank reached the same point")]
-    Deadline { what: String, seconds: u64 },
+    #[error("{what} took longer than {limit:?}; look at whether every rank reached the same point")]
+    Deadline { what: String, limit: Duration },
 
     /// The caller broke a contract.
     #[error("{0}")]

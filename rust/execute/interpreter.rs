@@ -167,6 +167,10 @@ where
     pub fn transport(&self) -> &T {
         &self.transport
     }
+
+    pub fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
 }
 
 impl<W, T> Interpreter<'_, W, T>

@@ -98,6 +98,11 @@ impl<V, C, F> Hub<V, C, F> {
         self.ring_all();
     }
 
+    /// Whether a rank has failed in this step.
+    pub fn has_failed(&self) -> bool {
+        self.lock().fault.is_some()
+    }
+
     /// Says that a rank will come to no further meeting. Whoever waits for it is told.
     pub fn leave(&self, rank: Rank, reason: String) {
         self.lock().gone[rank].get_or_insert(Absence { rank, reason });
@@ -236,6 +241,6 @@ impl<V, C, F> Transport for Port<'_, V, C, F> {
     }
 
     fn enter(&mut self, _: usize, _: Slot) -> Result<(), Stopped> {
-        if self.hub.lock().fault.is_some() { Err(Stopped) } else { Ok(()) }
+        if self.hub.has_failed() { Err(Stopped) } else { Ok(()) }
     }
 }

@@ -5,6 +5,8 @@
 //! [`local`] is the transport between threads of one process, and how such threads agree on a step. Transports
 //! between processes are Python's (rust/python/remote.rs).
 
+#[cfg(feature = "cuda")]
+pub mod device;
 pub mod interpreter;
 pub mod local;
 #[cfg(test)]

@@ -3,26 +3,73 @@
 use std::sync::Arc;
 
 use dlpark::ffi::{DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+#[cfg(feature = "cuda")]
+use dlpark::python::CudaStreamRequest;
 use dlpark::python::{DlpackExporter, DlpackStream, ExportRequest, ImportRequest, export_dlpack};
 use dlpark::{DlpackFlags, Managed};
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
+#[cfg(feature = "cuda")]
+use super::device::device_error;
 use super::errors::UsageError;
 use crate::array::{Array, DeviceName, Layout};
+#[cfg(feature = "cuda")]
+use crate::cuda::driver::Stream;
 
 /// An array that has come from another stage, as DLPack gives it on: `numpy.from_dlpack(array)`,
 /// `torch.from_dlpack(array)` and the like take it without a copy.
 #[pyclass(frozen, name = "Array", module = "dualpipe_rs")]
-pub struct PyArray(pub Arc<Array>);
+pub struct PyArray {
+    pub array: Arc<Array>,
+    /// On a GPU: the stream on which it can be used.
+    #[cfg(feature = "cuda")]
+    home: Option<Arc<Stream>>,
+}
+
+impl PyArray {
+    /// An array that is ready.
+    pub fn new(array: Arc<Array>) -> PyArray {
+        PyArray {
+            array,
+            #[cfg(feature = "cuda")]
+            home: None,
+        }
+    }
+
+    /// An array that is ready for what is given to `home` from now on.
+    #[cfg(feature = "cuda")]
+    pub fn on_device(array: Arc<Array>, home: Arc<Stream>) -> PyArray {
+        PyArray { array, home: Some(home) }
+    }
+
+    /// Has the stream of a consumer wait where it is another than the one on which the array is ready.
+    #[cfg(feature = "cuda")]
+    fn order(&self, request: &ExportRequest<'_>) -> PyResult<()> {
+        let Some(home) = &self.home else { return Ok(()) };
+        let consumer = match request.cuda_stream()? {
+            CudaStreamRequest::NoSync => return Ok(()),
+            // Who names no stream uses the legacy default one.
+            CudaStreamRequest::Omitted | CudaStreamRequest::LegacyDefault => 1,
+            CudaStreamRequest::PerThreadDefault => 2,
+            CudaStreamRequest::Pointer(pointer) => pointer as u64,
+        };
+        if consumer == home.raw() as u64 || (consumer == 1 && home.raw().is_null()) {
+            return Ok(());
+        }
+        // SAFETY: the consumer's own stream, on this device, used during this call alone.
+        let consumer = unsafe { Stream::borrowed(home.device(), consumer) };
+        home.record().and_then(|event| consumer.wait(&event)).map_err(device_error)
+    }
+}
 
 #[pymethods]
 impl PyArray {
     /// Its sizes by dimension.
     #[getter]
     fn shape(&self) -> Vec<i64> {
-        self.0.layout.shape.clone()
+        self.array.layout.shape.clone()
     }
 
     /// A DLPack capsule, legacy or (from `max_version` 1.0) versioned. BufferError where `dl_device` or `copy` ask
@@ -41,34 +88,37 @@ impl PyArray {
 
     /// DLPack's number of the device's type, and the device's own.
     fn __dlpack_device__(&self) -> (u32, i32) {
-        let DLDevice { device_type, device_id } = self.0.device;
+        let DLDevice { device_type, device_id } = self.array.device;
         (device_type.0, device_id)
     }
 
     fn __repr__(&self) -> String {
-        format!("<Array {} on {}>", self.0.layout, DeviceName(self.0.device))
+        format!("<Array {} on {}>", self.array.layout, DeviceName(self.array.device))
     }
 }
 
 impl DlpackExporter for PyArray {
     fn device(&self) -> DLDevice {
-        self.0.device
+        self.array.device
     }
 
     fn flags(&self) -> DlpackFlags {
-        self.0.flags()
+        self.array.flags()
     }
 
-    fn prepare_export(&self, _: Python<'_>, _: &ExportRequest<'_>) -> PyResult<()> {
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "memory of the host is ready"))]
+    fn prepare_export(&self, _: Python<'_>, request: &ExportRequest<'_>) -> PyResult<()> {
+        #[cfg(feature = "cuda")]
+        self.order(request)?;
         Ok(())
     }
 
     fn export_legacy(&self, _: Python<'_>) -> PyResult<Managed<DLManagedTensor>> {
-        self.0.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
+        self.array.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
     }
 
     fn export_versioned(&self, _: Python<'_>) -> PyResult<Managed<DLManagedTensorVersioned>> {
-        self.0.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
+        self.array.clone().header().map_err(|error| PyBufferError::new_err(error.to_string()))
     }
 }
 
@@ -128,5 +178,5 @@ pub fn import(
         return Err(wrong(format!("has impossible sizes: {layout}")));
     }
     // SAFETY: the producer vouches for its tensor until the deleter is called, which the owner does.
-    Ok(unsafe { Array::new(layout, device, read_only, data, Box::new(imported.into_deleter())) })
+    Ok(unsafe { Array::new(layout, device, read_only, data, imported.into_deleter()) })
 }

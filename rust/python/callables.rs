@@ -1,14 +1,23 @@
 //! `Callables`: the plain functions of an `Executor`, which take and make arrays of any library.
 
+use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use dlpark::ffi::DLDevice;
+use dlpark::ffi::{DLDevice, DLDeviceType};
+use dlpark::python::{DlpackStream, StreamArg};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::array::{PyArray, import};
 use super::errors::UsageError;
 use crate::array::{Array, Parcel};
+#[cfg(feature = "cuda")]
+use crate::cuda::driver::Stream;
+#[cfg(feature = "cuda")]
+use crate::execute::Values;
+#[cfg(feature = "cuda")]
+use crate::schedule::Slot;
 use crate::schedule::{Action, Kind, Microbatch, Stage};
 
 /// What a stage has handed over, on its way to another: `Callables` make it and take it.
@@ -33,6 +42,9 @@ pub struct PyCallables {
     forward_backward: Option<Py<PyAny>>,
     from_dlpack: Option<Py<PyAny>>,
     last_stage: Stage,
+    device: DLDevice,
+    /// The handle of the stream on which the functions compute, on a GPU.
+    stream: AtomicU64,
 }
 
 type Taken<'a, 'py> = Option<&'a Bound<'py, PyParcel>>;
@@ -40,7 +52,17 @@ type Taken<'a, 'py> = Option<&'a Bound<'py, PyParcel>>;
 #[pymethods]
 impl PyCallables {
     #[new]
-    #[pyo3(signature = (num_stages, forward, backward, backward_input, backward_weight, forward_backward, from_dlpack))]
+    #[pyo3(signature = (
+        num_stages,
+        forward,
+        backward,
+        backward_input,
+        backward_weight,
+        forward_backward,
+        from_dlpack,
+        device = None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "they are the functions that an Executor takes")]
     fn new(
         num_stages: Stage,
         forward: Py<PyAny>,
@@ -49,8 +71,12 @@ impl PyCallables {
         backward_weight: Option<Py<PyAny>>,
         forward_backward: Option<Py<PyAny>>,
         from_dlpack: Option<Py<PyAny>>,
+        device: Option<i32>,
     ) -> PyCallables {
+        let on = |ordinal| DLDevice { device_type: DLDeviceType::CUDA, device_id: ordinal };
         PyCallables {
+            device: device.map_or(DLDevice::CPU, on),
+            stream: AtomicU64::new(0),
             forward,
             backward,
             backward_input,
@@ -59,6 +85,11 @@ impl PyCallables {
             from_dlpack,
             last_stage: num_stages.saturating_sub(1),
         }
+    }
+
+    /// The stream on which the functions compute from now on, by its handle.
+    fn set_stream(&self, handle: u64) {
+        self.stream.store(handle, Ordering::Relaxed);
     }
 
     /// The output of a stage, for the next one.
@@ -188,7 +219,12 @@ impl PyCallables {
         let values: Vec<Bound<'_, PyAny>> = if several { value.extract()? } else { vec![value.clone()] };
         let import_one = |value: &Bound<'_, PyAny>| match value.is_none() {
             true => Ok(None),
-            false => import(value, DLDevice::CPU, None, &what).map(Some),
+            false => {
+                let stream = OnStream(self.stream());
+                let stream: Option<&dyn DlpackStream> =
+                    (self.device.device_type == DLDeviceType::CUDA).then_some(&stream);
+                import(value, self.device, stream, &what).map(|array| Some(Arc::new(array)))
+            }
         };
         let parcel = Parcel {
             arrays: values.iter().map(import_one).collect::<PyResult<_>>()?,
@@ -201,13 +237,74 @@ impl PyCallables {
         };
         PyParcel::new(py, parcel, from_dlpack).map(Some)
     }
+
+    pub fn stream(&self) -> u64 {
+        self.stream.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl PyCallables {
+    /// Computes a slot on a GPU.
+    pub fn compute(
+        &self,
+        py: Python<'_>,
+        slot: Slot,
+        inputs: Values<Parcel>,
+        compute: &Arc<Stream>,
+    ) -> PyResult<Values<Parcel>> {
+        let given = inputs.map(|parcel| {
+            parcel.map(|parcel| Bound::new(py, PyParcel::on_device(py, parcel, compute)?)).transpose()
+        });
+        let [first, second] = given;
+        let (first, second) = (first?, second?);
+        let made = match slot {
+            Slot::One(action) => (self.one(py, action, first.as_ref())?, None),
+            Slot::Pair(f, b) => self.forward_backward(
+                py,
+                f.stage,
+                f.microbatch,
+                first.as_ref(),
+                b.stage,
+                b.microbatch,
+                second.as_ref(),
+            )?,
+        };
+        Ok([made.0.map(PyParcel::into_parcel), made.1.map(PyParcel::into_parcel)])
+    }
+}
+
+/// The stream on which a tensor of another library is to be ready.
+struct OnStream(u64);
+
+// SAFETY: the caller of the step has vouched that the handle is a stream of its device.
+unsafe impl DlpackStream for OnStream {
+    fn as_python_arg(&self, _: Python<'_>, _: DLDevice) -> PyResult<StreamArg> {
+        Ok(dlpark::python::consumer::stream::cuda(self.0 as *mut c_void))
+    }
 }
 
 impl PyParcel {
     fn new(py: Python<'_>, parcel: Parcel, from_dlpack: Option<Py<PyAny>>) -> PyResult<PyParcel> {
-        let one = |array: Option<Array>| array.map(|array| Py::new(py, PyArray(Arc::new(array)))).transpose();
+        let one = |array: Option<Arc<Array>>| array.map(|array| Py::new(py, PyArray::new(array))).transpose();
         let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
         Ok(PyParcel { arrays, single: parcel.single, from_dlpack })
+    }
+
+    /// What has come to a GPU, good for what `compute` is given from now on.
+    #[cfg(feature = "cuda")]
+    fn on_device(py: Python<'_>, parcel: Parcel, compute: &Arc<Stream>) -> PyResult<PyParcel> {
+        let one = |array: Option<Arc<Array>>| {
+            array.map(|array| Py::new(py, PyArray::on_device(array, compute.clone()))).transpose()
+        };
+        let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
+        Ok(PyParcel { arrays, single: parcel.single, from_dlpack: None })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn into_parcel(self) -> Parcel {
+        let arrays = self.arrays.into_iter().map(|array| array.map(|array| array.get().array.clone()));
+        Parcel { arrays: arrays.collect(), single: self.single }
     }
 }
 

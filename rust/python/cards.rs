@@ -58,6 +58,17 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// What a rank failed with outside of its slots.
+    #[cfg(feature = "cuda")]
+    pub fn of(py: Python<'_>, rank: Rank, error: PyErr) -> Fault {
+        Fault {
+            rank,
+            slot: None,
+            what: in_words(py, &error),
+            cause: Some(error),
+        }
+    }
+
     pub fn new(py: Python<'_>, rank: Rank, failure: Failure<PyErr>) -> Option<Fault> {
         match failure {
             Failure::Stopped => None,

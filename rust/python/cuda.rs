@@ -201,11 +201,13 @@ pub fn nccl_unique_id(py: Python<'_>) -> PyResult<Bound<'_, PyBytes>> {
 
 /// Starts a communicator on the current device and ends it: whether NCCL works here, and between ranks.
 #[pyfunction]
-pub fn nccl_try(py: Python<'_>, unique_id: [u8; 128], size: i32, rank: i32, timeout: f64) -> PyResult<()> {
-    let seconds = Duration::try_from_secs_f64(timeout).map_err(|_| {
+pub fn nccl_try(py: Python<'_>, unique_id: &[u8], size: i32, rank: i32, timeout: f64) -> PyResult<()> {
+    let words = |_| UsageError::new_err(format!("unique_id has {} bytes; it has 128", unique_id.len()));
+    let id = UniqueId(unique_id.try_into().map_err(words)?);
+    let timeout = Duration::try_from_secs_f64(timeout).map_err(|_| {
         UsageError::new_err(format!("timeout is {timeout}; it is a number of seconds from 0"))
     })?;
-    py.detach(|| start_and_end(&UniqueId(unique_id), size, rank, seconds))?;
+    py.detach(|| start_and_end(&id, size, rank, timeout))?;
     Ok(())
 }
 
@@ -214,7 +216,7 @@ fn start_and_end(id: &UniqueId, size: i32, rank: i32, timeout: Duration) -> Resu
     let wait = |communicator: &Communicator, what: &str| {
         while communicator.poll()? == Progress::InProgress {
             if begun.elapsed() > timeout {
-                return Err(DeviceError::Deadline { what: what.to_string(), seconds: timeout.as_secs() });
+                return Err(DeviceError::Deadline { what: what.to_string(), limit: timeout });
             }
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -15,11 +15,16 @@ use super::records::find_numpy;
 use super::schedule::PySchedule;
 use super::timeline::PyTimeline;
 use super::worker::{Detaching, PyWorker, Value};
+use crate::execute::Record;
 use crate::execute::interpreter::{Interpreter, RankFailure, run, run_interleaved};
 use crate::execute::local::{Absence, Hub, Port};
-use crate::execute::{Failure, Record};
 use crate::lower::Program;
 use crate::schedule::Rank;
+
+#[cfg(feature = "cuda")]
+type OnDevice = super::device::PyDeviceRank;
+#[cfg(not(feature = "cuda"))]
+type OnDevice = PyAny;
 
 type LocalHub = Hub<Value, Card, Fault>;
 type LocalTransport<'a, 'py> = Detaching<'py, Port<'a, Value, Card, Fault>>;
@@ -57,15 +62,23 @@ pub fn local_groups(num_ranks: &Bound<'_, PyAny>, interleaved: bool) -> PyResult
 /// Runs one step of `schedule`, all ranks in turn on this thread with the one `worker`, which is as for
 /// `LocalGroup.step`; returns the measured Timeline. Raises RankError if a rank fails.
 #[pyfunction]
-#[pyo3(signature = (schedule, worker, p2p = "eager"))]
+#[pyo3(signature = (schedule, worker, p2p = "eager", device = None))]
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are no devices"))]
 pub fn run_ranks(
     py: Python<'_>,
     schedule: &PySchedule,
     worker: &Bound<'_, PyAny>,
     p2p: &str,
+    device: Option<&Bound<'_, OnDevice>>,
 ) -> PyResult<PyTimeline> {
     find_numpy(py)?;
     let program = schedule.program(py, errors::p2p(p2p, None)?)?;
+    #[cfg(feature = "cuda")]
+    if let Some(device) = device {
+        let rows = super::device::run_all(py, &program, worker.cast()?, device.get());
+        let rows = rows.map_err(|fault| fault.raised(py))?;
+        return Ok(PyTimeline::new(measured(rows.iter().collect(), schedule.verified(py)?)));
+    }
     let hub = LocalHub::new(program.rows().len());
     let ranks = (0..hub.size()).map(|rank| interpreter(&hub, py, &program, rank, worker)).collect();
     match run_interleaved(ranks) {
@@ -105,8 +118,12 @@ impl PyLocalGroup {
     /// `forward_backward(stage, microbatch, value, stage, microbatch, value)`; a value is whatever they
     /// return, and travels to the next stage as it is. Returns the measured Timeline of all ranks, in seconds.
     /// `settings` says in words what else must be the same on all members. `p2p` is as for `Schedule.verify`.
+    /// With `device` the step runs on a GPU: `worker` is `Callables`, and times are the device's, each rank's from
+    /// where its stream begins the step.
     /// Raises RankError on every member if one fails, UsageError if they do not do the same.
-    #[pyo3(signature = (schedule, worker, rank, settings = "", p2p = "eager"))]
+    #[pyo3(signature = (schedule, worker, rank, settings = "", p2p = "eager", device = None))]
+    #[expect(clippy::too_many_arguments, reason = "each is a setting of the step")]
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are no devices"))]
     fn step(
         &self,
         py: Python<'_>,
@@ -115,6 +132,7 @@ impl PyLocalGroup {
         rank: Rank,
         settings: &str,
         p2p: &str,
+        device: Option<&Bound<'_, OnDevice>>,
     ) -> PyResult<PyTimeline> {
         find_numpy(py)?;
         self.outside_steps("step()")?;
@@ -136,6 +154,8 @@ impl PyLocalGroup {
         check_numbering(&start)?;
         self.in_step.store(true, Ordering::Relaxed);
         let ended = match self.interleaved {
+            #[cfg(feature = "cuda")]
+            _ if let Some(device) = device => self.run_on(py, device.get(), &program, rank, worker.bind(py)),
             false => self.run(py, &program, rank, worker.bind(py)).map(|records| vec![(rank, records)]),
             true if self.rank == 0 => self.run_all(py, &program, &start),
             true => Ok(Vec::new()),
@@ -249,7 +269,21 @@ impl PyLocalGroup {
         worker: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<Record>> {
         let interpreter = interpreter(&self.hub, py, program, rank, worker);
-        run(interpreter).map_err(|failure| self.fail(py, rank, failure))
+        run(interpreter).map_err(|failure| self.fail(py, rank, Fault::new(py, rank, failure)))
+    }
+
+    /// Runs one rank on its GPU.
+    #[cfg(feature = "cuda")]
+    fn run_on(
+        &self,
+        py: Python<'_>,
+        device: &OnDevice,
+        program: &Program,
+        rank: Rank,
+        worker: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<(Rank, Vec<Record>)>> {
+        let records = device.run(py, program, rank, worker.cast()?, || self.hub.has_failed());
+        Ok(vec![(rank, records.map_err(|fault| self.fail(py, rank, fault.map(|fault| *fault)))?)])
     }
 
     /// Runs all ranks in turn on this thread.
@@ -263,24 +297,22 @@ impl PyLocalGroup {
         workers.sort_by_key(|(rank, _)| *rank);
         let one = |(rank, worker): (Rank, &Value)| interpreter(&self.hub, py, program, rank, worker.bind(py));
         let ranks = workers.into_iter().map(one).collect();
-        let records =
-            run_interleaved(ranks).map_err(|RankFailure { rank, failure }| self.fail(py, rank, failure))?;
+        let records = run_interleaved(ranks)
+            .map_err(|RankFailure { rank, failure }| self.fail(py, rank, Fault::new(py, rank, failure)))?;
         Ok(records.into_iter().enumerate().collect())
     }
 
-    /// Tells every rank; returns the worker's own error.
-    fn fail(&self, py: Python<'_>, rank: Rank, failure: Failure<PyErr>) -> PyErr {
-        match Fault::new(py, rank, failure) {
-            None => RankError::new_err(("another rank failed", rank, None::<usize>, None::<String>)),
-            Some(fault) => {
-                let error = match &fault.cause {
-                    Some(cause) => cause.clone_ref(py),
-                    None => fault.to_error(py),
-                };
-                self.hub.fail(fault);
-                error
-            }
-        }
+    /// Tells every rank why this one failed, if it was the first; returns its own error.
+    fn fail(&self, py: Python<'_>, rank: Rank, fault: Option<Fault>) -> PyErr {
+        let Some(fault) = fault else {
+            return RankError::new_err(("another rank failed", rank, None::<usize>, None::<String>));
+        };
+        let error = match &fault.cause {
+            Some(cause) => cause.clone_ref(py),
+            None => fault.to_error(py),
+        };
+        self.hub.fail(fault);
+        error
     }
 }
 

@@ -9,6 +9,8 @@ mod components;
 mod costs;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod device;
 mod errors;
 mod formula;
 mod local_group;
@@ -38,6 +40,9 @@ mod core_module {
         PyDevice, PyDiagnosis, PyDriver, PyNccl, cuda_diagnosis, cuda_is_available, nccl_look_in, nccl_try,
         nccl_unique_id,
     };
+    #[cfg(feature = "cuda")]
+    #[pymodule_export]
+    use super::device::{PyDeviceRank, PyDeviceShared, communicators};
     #[pymodule_export]
     use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]

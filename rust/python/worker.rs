@@ -2,6 +2,10 @@
 
 use pyo3::prelude::*;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::DeviceError;
+#[cfg(feature = "cuda")]
+use crate::execute::device::step::DevicePort;
 use crate::execute::{Patience, Stopped, Transport, Values, Worker};
 use crate::schedule::{Action, Kind, Rank, Slot, Tensor};
 
@@ -54,18 +58,18 @@ pub struct Detaching<'py, T> {
     pub inner: T,
 }
 
-impl<T: Transport<Value = Value> + Send> Transport for Detaching<'_, T> {
-    type Value = Value;
+impl<T: Transport<Value: Send> + Send> Transport for Detaching<'_, T> {
+    type Value = T::Value;
 
     fn post(&mut self, from: Rank, tensor: Tensor) -> Result<(), Stopped> {
         self.inner.post(from, tensor)
     }
 
-    fn send(&mut self, to: Rank, tensor: Tensor, value: Value) -> Result<(), Stopped> {
+    fn send(&mut self, to: Rank, tensor: Tensor, value: T::Value) -> Result<(), Stopped> {
         self.inner.send(to, tensor, value)
     }
 
-    fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<Value>, Stopped> {
+    fn wait(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<T::Value>, Stopped> {
         match self.inner.wait(from, tensor, Patience::Look)? {
             None if patience == Patience::Wait => {
                 let inner = &mut self.inner;
@@ -76,10 +80,48 @@ impl<T: Transport<Value = Value> + Send> Transport for Detaching<'_, T> {
     }
 
     fn sent(&mut self, to: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped> {
-        self.inner.sent(to, tensor, patience)
+        let sent = self.inner.sent(to, tensor, Patience::Look)?;
+        if sent || patience == Patience::Look {
+            return Ok(sent);
+        }
+        let inner = &mut self.inner;
+        self.py.detach(|| inner.sent(to, tensor, Patience::Wait))
+    }
+
+    fn begin(&mut self) {
+        self.inner.begin();
+    }
+
+    fn commit(&mut self) -> Result<(), Stopped> {
+        let inner = &mut self.inner;
+        self.py.detach(|| inner.commit())
     }
 
     fn enter(&mut self, index: usize, slot: Slot) -> Result<(), Stopped> {
         self.inner.enter(index, slot)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T: DevicePort + Send> DevicePort for Detaching<'_, T> {
+    fn is_done(&mut self) -> Result<bool, DeviceError> {
+        self.inner.is_done()
+    }
+
+    fn stopped(&self) -> bool {
+        self.inner.stopped()
+    }
+
+    fn take_error(&mut self) -> Option<DeviceError> {
+        self.inner.take_error()
+    }
+
+    fn succeed(&mut self) {
+        self.inner.succeed();
+    }
+
+    fn give_up(&mut self) {
+        let inner = &mut self.inner;
+        self.py.detach(|| inner.give_up());
     }
 }

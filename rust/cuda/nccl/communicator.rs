@@ -8,6 +8,7 @@ use super::config::Config;
 use super::library::{self, Nccl};
 use super::table::{BYTES, IN_PROGRESS, RawCommunicator, RawId, RawStream, SUCCESS};
 use crate::cuda::error::DeviceError;
+use crate::cuda::libcuda;
 
 /// What one rank makes and hands to all others, so that their communicators meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +56,10 @@ impl Communicator {
             let words = format!("rank {rank} of {size}; a communicator has ranks 0 to its size - 1");
             return Err(DeviceError::Usage(words));
         }
-        let nccl = library::nccl()?;
         let mut config = config.raw()?;
+        // NCCL without a driver complains of an old one; the driver's own check says what is wrong.
+        libcuda::ready()?;
+        let nccl = library::nccl()?;
         // Made first: if NCCL refuses after it has begun, the drop aborts what there is.
         let mut communicator = Communicator { raw: null_mut(), nccl };
         // SAFETY: NCCL copies the id and the config before it returns, and keeps its own memory otherwise.

@@ -1,0 +1,161 @@
+//! Steps on a GPU: the interpreter's thread only queues work, and events order it.
+//!
+//! A rank computes on one stream, the caller's. Each end of a directed edge has a stream of its own, so that
+//! neither compute nor another edge waits for a transfer. What orders them is listed in [`Order`], and nothing
+//! else does. The thread itself waits for the device once, at the end of the step ([`step`]).
+//!
+//! [`nccl`]: ranks on devices of their own. [`same`]: ranks on one device, as threads of one process, whose
+//! transfers are copies; NCCL refuses two ranks on a device. Both carry a [`Parcel`].
+
+pub mod board;
+pub mod nccl;
+pub mod same;
+pub mod step;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Patience, Stopped};
+use crate::array::{Array, Form, Layout, Parcel};
+use crate::cuda::DeviceError;
+use crate::cuda::driver::{Event, Memory, Stream};
+use crate::schedule::{Kind, Rank, Tensor};
+
+/// What is ordered, and why. Each has a test that takes it away and sees the software device report it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// A transfer begins after the slot that made its tensor: or it sends what is not there yet.
+    SendAfterCompute,
+    /// What computes next begins after the receive: or it reads what has not come yet.
+    ComputeAfterReceive,
+    /// Under batched P2P a receive begins with its commit, after what was computed before: not for the data's sake,
+    /// but because those are the semantics that were asked for, and predicted.
+    ReceiveAfterCompute,
+    /// Under batched P2P what computes next begins after the sends of the commit, too, for the same reason.
+    ComputeAfterSend,
+    /// A tensor is kept until its transfer is complete: or its memory is another's while it is sent.
+    ReleaseAfterSend,
+}
+
+/// The orderings left out, for the tests that show what each is for.
+#[cfg(feature = "mutants")]
+pub static LEFT_OUT: std::sync::Mutex<Option<Order>> = std::sync::Mutex::new(None);
+
+#[cfg(feature = "mutants")]
+fn is_left_out(order: Order) -> bool {
+    *LEFT_OUT.lock().expect("no test panics holding it") == Some(order)
+}
+
+#[cfg(not(feature = "mutants"))]
+const fn is_left_out(_: Order) -> bool {
+    false
+}
+
+/// Has a stream wait for an event, for the reason given.
+fn order(order: Order, stream: &Stream, event: &Event) -> Result<(), DeviceError> {
+    if is_left_out(order) { Ok(()) } else { stream.wait(event) }
+}
+
+/// What ranks tell each other beside the device.
+pub trait Control {
+    /// Whether another rank has failed.
+    fn failed(&self) -> bool;
+
+    /// Tells a rank what a tensor looks like that will be sent to it.
+    fn announce(&mut self, to: Rank, tensor: Tensor, form: &Form);
+
+    /// What a rank has announced; `Ok(None)` where it has not, and `patience` does not allow to wait.
+    fn announced(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<Form>, Stopped>;
+}
+
+/// Tensors under way from this rank, in order, which nobody may write to or free.
+#[derive(Default)]
+struct Flight(VecDeque<Leaving>);
+
+struct Leaving {
+    tensor: Tensor,
+    /// Complete once the transfer is.
+    sent: Arc<Event>,
+    /// Kept until then.
+    parcel: Parcel,
+}
+
+impl Flight {
+    fn add(&mut self, tensor: Tensor, sent: Arc<Event>, parcel: Parcel) {
+        let parcel = if is_left_out(Order::ReleaseAfterSend) { Parcel::default() } else { parcel };
+        self.0.push_back(Leaving { tensor, sent, parcel });
+    }
+
+    /// The event of a tensor that is under way still.
+    fn of(&self, tensor: Tensor) -> Option<&Arc<Event>> {
+        self.0.iter().find(|leaving| leaving.tensor == tensor).map(|leaving| &leaving.sent)
+    }
+
+    /// Gives up what has been sent; whether nothing is left.
+    ///
+    /// What is given up goes to `bin`, to be dropped where no lock is held: the deleter of another library's
+    /// tensor may need Python's, and whoever holds that may be waiting for ours.
+    fn release(&mut self, bin: &mut Vec<Parcel>) -> Result<bool, DeviceError> {
+        while let Some(first) = self.0.front() {
+            if !first.sent.is_complete()? {
+                return Ok(false);
+            }
+            bin.extend(self.0.pop_front().map(|leaving| leaving.parcel));
+        }
+        Ok(true)
+    }
+}
+
+/// A parcel whose memory is there and whose contents are on the way.
+struct Coming {
+    arrays: Vec<Option<(Layout, Memory)>>,
+    single: bool,
+    received: Arc<Event>,
+}
+
+impl Coming {
+    /// The parcel, for what `compute` is given from now on; its memory is freed in that stream's order.
+    fn arrived(self, compute: &Arc<Stream>) -> Result<Parcel, DeviceError> {
+        order(Order::ComputeAfterReceive, compute, &self.received)?;
+        let device = dlpark::ffi::DLDevice {
+            device_type: dlpark::ffi::DLDeviceType::CUDA,
+            device_id: compute.device().ordinal(),
+        };
+        let one = |(layout, memory): (Layout, Memory)| {
+            let memory = memory.moved_to(compute);
+            // SAFETY: the memory was taken for this layout, on this device.
+            Arc::new(unsafe { Array::new(layout, device, false, memory.pointer(), memory) })
+        };
+        let arrays = self.arrays.into_iter().map(|array| array.map(one)).collect();
+        Ok(Parcel { arrays, single: self.single })
+    }
+}
+
+/// Memory for each array of a form, in the order of `stream`.
+fn room(form: &Form, stream: &Arc<Stream>) -> Result<Vec<Option<(Layout, Memory)>>, DeviceError> {
+    let one = |layout: &Layout| {
+        let memory = Memory::new(stream, layout.bytes().expect("checked where it was made"))?;
+        Ok((layout.clone(), memory))
+    };
+    form.layouts.iter().map(|layout| layout.as_ref().map(one).transpose()).collect()
+}
+
+/// A transfer copies bytes as they lie, so there must be nothing between them.
+fn check_dense(tensor: Tensor, parcel: &Parcel) -> Result<(), DeviceError> {
+    match parcel.arrays.iter().flatten().find(|array| !array.layout.is_dense()) {
+        None => Ok(()),
+        Some(array) => Err(DeviceError::Usage(format!(
+            "{} is {}, whose elements do not lie side by side; hand over a contiguous copy",
+            in_words(tensor),
+            array.layout
+        ))),
+    }
+}
+
+fn in_words(tensor: Tensor) -> String {
+    let Tensor { stage, microbatch, kind } = tensor;
+    match kind {
+        Kind::F => format!("the output of stage {stage} for microbatch {microbatch}"),
+        _ => format!("the gradient of stage {stage}'s input for microbatch {microbatch}"),
+    }
+}
