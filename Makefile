@@ -47,6 +47,8 @@ bench: $(VENV)/built
 	$(BIN)/python bench/schedules.py
 	$(BIN)/python bench/simulate.py
 	$(BIN)/python bench/prediction.py
+	cargo bench --locked --bench interpreter
+	$(BIN)/python bench/executor.py
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/processes.py
 
