@@ -33,6 +33,21 @@ def check_options(batch_dim: Any, timeout: Any, **flags: Any) -> None:
         raise UsageError(f"timeout is {timeout!r}; it is a positive number of seconds, at most {_LONGEST:g}")
 
 
+def check_transport(transport: Any) -> None:
+    if transport not in (None, "nccl"):
+        raise UsageError(
+            f'transport is {transport!r}; "nccl" runs on GPUs by the CUDA executor, and without it tensors '
+            "travel as the group has it"
+        )
+
+
+def on_gpu(group: Any, rank: int, module: nn.Module, timeout: float) -> Any:
+    """What runs the steps of a pipeline on its GPU."""
+    from dualpipe_rs.on_gpu import GpuSteps
+
+    return GpuSteps(group, rank, device_of(module), timeout)
+
+
 def group(given: Any, **options: Any) -> Any:
     """The ranks, as threads or as processes: what both have is rank, size, step, exchange, refuse."""
     distributed = torch.distributed

@@ -25,10 +25,12 @@ from dualpipe_rs.batch import Criterion, gathered, share
 from dualpipe_rs.building import (
     check_keywords,
     check_options,
+    check_transport,
     checked_modules,
     device_of,
     edges,
     group,
+    on_gpu,
     own_rank,
 )
 from dualpipe_rs.declared import Declared, declared
@@ -75,6 +77,9 @@ class Pipeline(nn.Module):
         data_parallel_group: the process group of the ranks that hold the same stages in other pipelines,
             which train on other data. Stages that come in a ``DistributedDataParallel`` are taken out of it,
             and its group is used. :meth:`sync_gradients` averages over it.
+        transport: ``"nccl"`` runs the steps of stages on GPUs by the CUDA executor: communication on streams
+            of its own, ordered by events. By default tensors travel as the group has it: handed over between
+            threads, and between processes by torch.distributed.
         tied: parameters that are one in the model and stand in several stages: a name for each such
             parameter, the same on all ranks, and this rank's object (or objects, where its stages have a
             copy each). Ranks that hold none leave it out. Those that :func:`~dualpipe_rs.partition` found
@@ -109,6 +114,7 @@ class Pipeline(nn.Module):
         measure: bool = True,
         data_parallel_group: Any = None,
         tied: Tied = _NO_TIES,
+        transport: str | None = None,
     ) -> None:
         super().__init__()
         check_options(
@@ -118,6 +124,7 @@ class Pipeline(nn.Module):
             dynamic_shapes=dynamic_shapes,
             measure=measure,
         )
+        check_transport(transport)
         self.group = group(process_group, timeout=timeout, dynamic_shapes=dynamic_shapes, measure=measure)
         self.num_ranks = self.group.size()
         self.rank = self.group.rank()
@@ -131,11 +138,18 @@ class Pipeline(nn.Module):
         self._store = wg.Store()
         with self._or_refuse():
             self.rank = own_rank(self.group, rank_mapping)
-            self._build(modules, data_parallel_group, tied)
+            self._build(modules, data_parallel_group, tied, transport)
+            self._on_gpu = on_gpu(self.group, self.rank, self.module, timeout) if transport else None
             if split_weight_grad:
                 wg.split_weight_grad(self.module)
 
-    def _build(self, modules: Sequence[nn.Module], data_parallel_group: Any, tied: Tied) -> None:
+    def _build(
+        self,
+        modules: Sequence[nn.Module],
+        data_parallel_group: Any,
+        tied: Tied,
+        transport: str | None,
+    ) -> None:
         probe = self._probe()
         if self.p2p != "eager":
             probe.verify(self.p2p)
@@ -147,7 +161,8 @@ class Pipeline(nn.Module):
         if isinstance(self.group, LocalGroup):
             claim_modules(self.group, self._by_stage())
         else:
-            self.group.connect(edges(probe), device_of(self.module), self.rank)
+            ways = [] if transport else edges(probe)
+            self.group.connect(ways, device_of(self.module), self.rank)
         self._ties = ties_of(self._by_stage(), tied)
         self._replicas = Replicas(self.group, self.rank, self._by_stage, self._ties, replicas)
 
@@ -230,7 +245,8 @@ class Pipeline(nn.Module):
             self._replicas.before_training()
         settings = self._settings() + (", gather_loss=True" if gather_loss else "")
         with self._running(worker):
-            timeline = self.group.step(schedule, worker, self.rank, settings, self.p2p)
+            run = self.group.step if self._on_gpu is None else self._on_gpu.step
+            timeline = run(schedule, worker, self.rank, settings, self.p2p)
         self.timeline = timeline if self._measure else None
         if self.timeline is not None:
             log_step(self.timeline, self.rank)

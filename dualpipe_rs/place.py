@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from dualpipe_rs._core import DeviceRank, DeviceShared, LocalGroup, Schedule, communicators, nccl_unique_id
 from dualpipe_rs.errors import DeviceError, RankError, UsageError
+from dualpipe_rs.groups import Group
+from dualpipe_rs.identity import host
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Place:
 
     def __init__(
         self,
-        group: LocalGroup | None,
+        group: Group | None,
         rank: int,
         device: int,
         *,
@@ -114,30 +116,49 @@ class Place:
             RankError: on every rank: one could not end within the timeout.
         """
         place, self._open = self._open, None
-        if place is not None:
-            self._agree("ends its communicators", lambda: self._until(place.close, "ending communicators"))
+        if place is not None and self._group is not None:
+            self._each("ends its communicators", lambda: self._until(place.close, "ending communicators"))
 
     def _opened(self, schedule: Schedule, p2p: str) -> DeviceRank:
         if self._group is None:
             return DeviceRank(self._device, DeviceShared(self._device), self._timeout)
         pairs = communicators(schedule, p2p, self._sharing)
-        devices = self._agree("takes its place on a GPU", lambda: self._device)
-        if len(set(devices)) not in (1, len(devices)):
+        threads = isinstance(self._group, LocalGroup)
+        where = self._all("takes its place on a GPU", lambda: self._device if threads else self._gpu())
+        same = threads and len(set(where)) == 1
+        if not same and len(set(where)) < len(where):
+            gpus = ", ".join(map(str, where))
             raise UsageError(
-                f"the ranks are on GPUs {', '.join(map(str, devices))}: either all are on one, or each on "
-                "one of its own; NCCL takes one rank a GPU"
+                f"the ranks are on GPUs {gpus}, and NCCL takes one rank a GPU; give each its own, or put all "
+                "on one as threads of one process (run_local)"
             )
-        same = self._device if len(set(devices)) == 1 else None
-        is_first = self._group.rank() == 0
-        shared = self._agree("shares a board", lambda: DeviceShared(same) if is_first else None)[0]
-        assert shared is not None, "the first member has made it"
-        places = self._agree("opens its GPU", lambda: DeviceRank(self._device, shared, self._timeout))
-        place = places[self._group.rank()]
-        if same is None:
-            ids = self._agree("makes communicators", lambda: self._own_ids(pairs))
+        shared = self._shared(same, threads)
+        place = self._each("opens its GPU", lambda: DeviceRank(self._device, shared, self._timeout))
+        if not same:
+            ids = self._all("makes communicators", lambda: self._own_ids(pairs))
             merged = {pair: id for own in ids for pair, id in own.items()}
-            self._agree("starts its communicators", lambda: self._start(place, merged))
+            self._each("starts its communicators", lambda: self._start(place, merged))
         return place
+
+    def _gpu(self) -> str:
+        """What tells this GPU from all others."""
+        from dualpipe_rs import cuda
+
+        devices = cuda.diagnose().devices
+        if self._device >= len(devices):
+            raise DeviceError(f"there is no GPU {self._device} here; see print(dp.cuda.diagnose())")
+        return f"{devices[self._device].uuid} of host {host():.0f}"
+
+    def _shared(self, same: bool, threads: bool) -> DeviceShared:
+        """What ranks that are threads have in common; a process has its own."""
+        if not threads:
+            return DeviceShared(None)
+        assert self._group is not None
+        is_first = self._group.rank() == 0
+        device = self._device if same else None
+        shared = self._all("shares a board", lambda: DeviceShared(device) if is_first else None)[0]
+        assert shared is not None, "the first member has made it"
+        return shared
 
     def _own_ids(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
         from dualpipe_rs import cuda
@@ -156,8 +177,14 @@ class Place:
                 raise DeviceError(f"{what} took longer than {self._timeout:g} s: another rank may be lost")
             time.sleep(_PAUSE)
 
-    def _agree(self, purpose: str, do: Callable[[], T]) -> list[T]:
-        """What each rank has made; if one could not, all raise."""
+    def _each(self, purpose: str, do: Callable[[], T]) -> T:
+        """What this rank makes; if one could not, all raise."""
+        made: list[T] = []
+        self._all(purpose, lambda: made.append(do()))
+        return made[0]
+
+    def _all(self, purpose: str, do: Callable[[], T]) -> list[T]:
+        """What each rank makes; if one could not, all raise."""
         assert self._group is not None
         made: T | None = None
         failed: Exception | None = None
@@ -165,11 +192,10 @@ class Place:
             made = do()
         except Exception as error:
             failed = error
-        cards = self._group.exchange((self._rank, made, failed), purpose)
-        for rank, _, cause in cards:
-            if cause is None:
-                continue
-            if rank == self._rank or isinstance(cause, UsageError):
-                raise cause
-            raise RankError(f"rank {rank} {purpose}: {cause}", rank, None, None) from cause
+        cards = self._group.exchange((self._rank, made, failed and str(failed)), purpose)
+        if failed is not None:
+            raise failed
+        for rank, _, words in cards:
+            if words is not None:
+                raise RankError(f"rank {rank} {purpose}, and could not: {words}", rank, None, None)
         return [made for _, made, _ in cards]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dlpark::allocation::dynamic::Allocation;
-use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType};
+use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase};
 
 /// Type, shape and strides, these in elements.
@@ -144,6 +144,8 @@ pub struct Parcel {
     pub arrays: Vec<Option<Arc<Array>>>,
     /// Whether the one array stands by itself rather than in a tuple.
     pub single: bool,
+    /// Whether each is to collect a gradient, as torch has it: a bit for each of the first 64.
+    pub requires_grad: u64,
 }
 
 /// What a parcel looks like: all that a receiver needs to know before it comes.
@@ -151,6 +153,7 @@ pub struct Parcel {
 pub struct Form {
     pub layouts: Vec<Option<Layout>>,
     pub single: bool,
+    pub requires_grad: u64,
 }
 
 impl Parcel {
@@ -159,7 +162,50 @@ impl Parcel {
         Form {
             layouts: self.arrays.iter().map(layout).collect(),
             single: self.single,
+            requires_grad: self.requires_grad,
         }
+    }
+}
+
+impl Form {
+    /// As whole numbers, for another process; [`Form::from_numbers`] reads them.
+    pub fn to_numbers(&self) -> Vec<i64> {
+        let mut numbers = vec![self.single.into(), self.requires_grad.cast_signed()];
+        for layout in &self.layouts {
+            let Some(Layout { dtype, shape, strides }) = layout else {
+                numbers.push(-1);
+                continue;
+            };
+            numbers.extend([shape.len() as i64, dtype.code.0.into(), dtype.bits.into(), dtype.lanes.into()]);
+            numbers.extend(shape.iter().chain(strides));
+        }
+        numbers
+    }
+
+    /// `None` for numbers that say nothing.
+    pub fn from_numbers(numbers: &[i64]) -> Option<Form> {
+        let mut rest = numbers.iter().copied();
+        let (single, requires_grad) = (rest.next()? != 0, rest.next()?.cast_unsigned());
+        let mut layouts = Vec::new();
+        while let Some(dimensions) = rest.next() {
+            layouts.push(match dimensions {
+                -1 => None,
+                _ => Some(Layout::from_numbers(usize::try_from(dimensions).ok()?, &mut rest)?),
+            });
+        }
+        (!single || layouts.len() == 1).then_some(Form { layouts, single, requires_grad })
+    }
+}
+
+impl Layout {
+    fn from_numbers(dimensions: usize, numbers: &mut impl Iterator<Item = i64>) -> Option<Layout> {
+        let code = DLDataTypeCode(numbers.next()?.try_into().ok()?);
+        let (bits, lanes) = (numbers.next()?.try_into().ok()?, numbers.next()?.try_into().ok()?);
+        let shape: Vec<i64> = numbers.take(dimensions).collect();
+        let strides: Vec<i64> = numbers.take(dimensions).collect();
+        let layout = Layout { dtype: DLDataType { code, bits, lanes }, shape, strides };
+        let is_whole = layout.strides.len() == dimensions && layout.bytes().is_some();
+        is_whole.then_some(layout)
     }
 }
 
@@ -168,5 +214,51 @@ impl fmt::Display for Form {
         let word = |layout: &Option<Layout>| layout.as_ref().map_or("None".to_string(), Layout::to_string);
         let words: Vec<String> = self.layouts.iter().map(word).collect();
         if self.single { f.write_str(&words[0]) } else { write!(f, "({})", words.join(", ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(bits: u8, shape: &[i64], strides: &[i64]) -> Layout {
+        let dtype = DLDataType { code: DLDataTypeCode::FLOAT, bits, lanes: 1 };
+        Layout { dtype, shape: shape.to_vec(), strides: strides.to_vec() }
+    }
+
+    #[test]
+    fn dense_is_without_gaps_in_any_order() {
+        let cases: [(&[i64], &[i64], bool); 8] = [
+            (&[2, 3], &[3, 1], true),
+            (&[2, 3], &[1, 2], true),
+            (&[2, 3], &[6, 2], false),
+            (&[2, 3], &[0, 1], false),
+            (&[3], &[-1], false),
+            (&[0, 3], &[7, 7], true),
+            (&[1, 3], &[99, 1], true),
+            (&[], &[], true),
+        ];
+        for (shape, strides, dense) in cases {
+            assert_eq!(layout(64, shape, strides).is_dense(), dense, "{shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_and_not_overflowed() {
+        assert_eq!(layout(64, &[2, 3], &[3, 1]).bytes(), Some(48));
+        assert_eq!(layout(4, &[3], &[1]).bytes(), Some(2));
+        assert_eq!(layout(64, &[i64::MAX, 3], &[3, 1]).bytes(), None);
+        assert_eq!(layout(64, &[-1], &[1]).bytes(), None);
+    }
+
+    #[test]
+    fn a_form_goes_through_numbers() {
+        let layouts = vec![Some(layout(16, &[2, 3], &[1, 2])), None, Some(layout(64, &[], &[]))];
+        let form = Form { layouts, single: false, requires_grad: u64::MAX };
+        let numbers = form.to_numbers();
+        assert_eq!(Form::from_numbers(&numbers), Some(form));
+        for end in [0, 1, 4, 5, 8] {
+            assert_eq!(Form::from_numbers(&numbers[..end]), None, "{end}");
+        }
     }
 }

@@ -12,6 +12,8 @@ import pytest
 from fake_gpu import Array, Device, from_dlpack
 
 import dualpipe_rs as dp
+from dualpipe_rs import _core
+from dualpipe_rs.place import Place
 
 
 class Stages:
@@ -121,6 +123,121 @@ def a_device_each() -> None:
     for family in ("1f1b", "dualpipe", "dualpipev", "zb-h1"):
         run(family, 4, 4)
     run("dualpipe", 4, 4, p2p="batched", communicators="pair", max_ctas=4)
+
+
+class DictControl:
+    """What processes tell each other by their store, here by a dict."""
+
+    def __init__(self, notes: dict[tuple[int, str], list[int]], rank: int) -> None:
+        self.notes, self.rank, self.entered = notes, rank, 0
+
+    def enter(self, index: int, action: str) -> bool:
+        self.entered += 1
+        return True
+
+    def failed(self) -> bool:
+        return False
+
+    def announce(self, to: int, key: str, numbers: list[int]) -> None:
+        self.notes[to, key] = numbers
+
+    def announced(self, sender: int, key: str, wait: bool) -> list[int] | None:
+        while (self.rank, key) not in self.notes:
+            if not wait:
+                return None
+            time.sleep(1e-4)
+        return self.notes.pop((self.rank, key))
+
+
+def a_control_of_python() -> None:
+    """As ranks in several processes run it: each by itself, with a control of Python's."""
+    ranks = 4
+    fake_gpu.reset(ranks)
+    schedule = dp.schedule("dualpipe", ranks, 8)
+    pairs = _core.communicators(schedule, "eager", "edge")
+    ids = {pair: _core.nccl_unique_id() for pair in pairs}
+    notes: dict[tuple[int, str], list[int]] = {}
+
+    def rank_main(group: dp.LocalGroup) -> dict[int, list[float]]:
+        rank = group.rank()
+        device = Device(rank)
+        stages = Stages(schedule, device)
+        functions = _core.Callables(
+            schedule.num_stages,
+            *(stages.forward, stages.backward, stages.backward, lambda *_: None, None),
+            from_dlpack(device),
+            rank,
+        )
+        functions.set_stream(device.stream)
+        place = _core.DeviceRank(rank, _core.DeviceShared(None), 20.0)
+        place.start(rank, ids, "edge", None)
+        while not place.poll():
+            time.sleep(1e-4)
+        for step in range(3):
+            if step == 2:
+                place.forget()
+            control = DictControl(notes, rank)
+            records = _core.run_rank_on(schedule, functions, place, control, rank, "eager")
+            assert records is not None
+            assert records.shape == (len(schedule.rank(rank)), 3)
+            assert control.entered == len(schedule.rank(rank))
+            group.exchange(None)
+        assert not notes
+        while not place.close():
+            time.sleep(1e-4)
+        answers = stages.read()
+        del functions, place
+        stages.inputs.clear(), stages.ends.clear(), stages.made.clear()
+        device.close()
+        return answers
+
+    merged: dict[int, list[float]] = {}
+    for answers in dp.run_local(rank_main, ranks):
+        merged |= answers
+    assert merged == expected(schedule)
+    assert_clean()
+
+
+def a_process_group_of_one() -> None:
+    """A step on a GPU by way of torch.distributed, as far as one process goes: there is no other to send to."""
+    import torch
+    import torch.distributed as dist
+
+    from dualpipe_rs.distributed import DistributedGroup
+
+    fake_gpu.reset(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = DistributedGroup(dist.group.WORLD, timeout=20.0)
+    group.connect([], torch.device("cpu"), 0)
+    schedule = dp.schedule("dualpipev", 1, 4)
+    device = Device(0)
+    stages = Stages(schedule, device)
+    functions = _core.Callables(
+        schedule.num_stages,
+        *(stages.forward, stages.backward, stages.backward, lambda *_: None, None),
+        from_dlpack(device),
+        0,
+    )
+    functions.set_stream(device.stream)
+    place = Place(group, 0, 0, sharing="edge", max_ctas=None, timeout=20.0).open(schedule, "eager")
+    for _ in range(2):
+        timeline = group.step(schedule, Signed(), 0, "", "eager", (functions, place))
+        assert timeline is not None
+        assert timeline.makespan > 0
+    assert stages.read() == expected(schedule)
+    stages.failing = (1, 2)
+    with pytest.raises(dp.RankError, match=r"rank 0, slot .*1F2.*: ValueError: a fault"):
+        group.step(schedule, Signed(), 0, "", "eager", (functions, place))
+    stages.failing = None
+    group.step(schedule, Signed(), 0, "", "eager", (functions, place))
+    assert stages.read() == expected(schedule)
+    dist.destroy_process_group()
+
+
+class Signed:
+    """What a group asks of a worker whose slots the executor computes."""
+
+    signature = 0
 
 
 def one_thread() -> None:

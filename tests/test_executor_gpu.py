@@ -24,6 +24,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     [
         "one_device",
         "a_device_each",
+        "a_control_of_python",
+        "a_process_group_of_one",
         "one_thread",
         "failure_on_one_device",
         "failure_with_a_device_each",

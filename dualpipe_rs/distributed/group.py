@@ -12,7 +12,7 @@ import pickle
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -23,9 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 import dualpipe_rs._core as _core
-from dualpipe_rs._core import Schedule, Timeline
+from dualpipe_rs._core import Callables, DeviceRank, Schedule, Timeline
 from dualpipe_rs.distributed.board import Board, Fault, Place
 from dualpipe_rs.distributed.diagnosis import diagnosed
+from dualpipe_rs.distributed.gpu_wire import GpuWire
 from dualpipe_rs.distributed.interrupts import Interrupts
 from dualpipe_rs.distributed.joining import join, rounds_of
 from dualpipe_rs.distributed.layouts import Table
@@ -90,11 +91,14 @@ class DistributedGroup:
         self._lost: RankError | None = None
         self._in_step = False
         self._doing: tuple[str, float] = ("builds its pipeline", time.monotonic())
-        self._wire: Wire | None = None
+        self._wire: Wire | GpuWire | None = None
+        self._steps_on_gpu = 0
+        self._kind_on_gpu: Any = None
         self._interrupts = Interrupts()
         self.process_group, store, self._store_holder = join(
             given.group_name, self.global_ranks, self._rank, self.timeout
         )
+        self._store = store
         self._links = Links(self.process_group, {})
         me = weakref.ref(self)  # the board's thread must not keep the group alive
         self._board = Board(
@@ -124,13 +128,13 @@ class DistributedGroup:
         """Makes the ways for tensors, together with all members.
 
         Args:
-            edges: (from, to), in the schedule's ranks, between which tensors travel.
+            edges: (from, to), in the schedule's ranks, between which tensors travel by way of this group.
             device: where the stages of this rank are.
             numbering: this member's rank in the schedule.
         """
         backend = self.backend_for(device)
         on_accelerator = device.type != "cpu"
-        if on_accelerator and backend == "gloo":
+        if edges and on_accelerator and backend == "gloo":
             raise UsageError(
                 f"the stages are on {device.type} and the process group's backend for it is gloo, which does "
                 "not send tensors from there; initialise the group with a backend that does, such as "
@@ -154,12 +158,19 @@ class DistributedGroup:
     # -- together ---------------------------------------------------------------------------------
 
     def step(
-        self, schedule: Schedule, worker: Any, rank: int, settings: str = "", p2p: str = "eager"
+        self,
+        schedule: Schedule,
+        worker: Any,
+        rank: int,
+        settings: str = "",
+        p2p: str = "eager",
+        on_gpu: tuple[Callables, DeviceRank] | None = None,
     ) -> Timeline | None:
         """Runs one step of ``schedule`` with all other members, as rank ``rank`` of the schedule.
 
         ``worker`` is as for ``LocalGroup.step``; its ``signature``, a number, tells the shapes of its inputs
-        where they may differ from step to step. Returns the measured Timeline of all ranks, in seconds.
+        where they may differ from step to step. With ``on_gpu`` the CUDA executor runs it: the worker as
+        ``Callables``, and this rank's open place. Returns the measured Timeline of all ranks, in seconds.
 
         Raises:
             RankError: on every member: a rank failed. The next step is right, unless a rank is lost.
@@ -179,8 +190,11 @@ class DistributedGroup:
                 f"all ranks begin a step of {schedule!r}, and their orders differ; give all the same"
             )
         self._number([card[0] for card in cards])
-        table = self._table((number, tuple(card[3] for card in cards)))
-        wire = self._wire = Wire(
+        kind = (number, tuple(card[3] for card in cards))
+        if on_gpu is not None:
+            return self._step_on_gpu(schedule, on_gpu, rank, p2p, kind)
+        table = self._table(kind)
+        wire = Wire(
             rank,
             self._members,
             self._links,
@@ -190,15 +204,43 @@ class DistributedGroup:
             check_interrupts=self._interrupts.check,
             failed=self._failed,
         )
+        timeline = self._inside(wire, schedule, lambda: _core.run_rank(schedule, worker, wire, rank, p2p))
+        table.learn(wire.seen)
+        return timeline
+
+    def _step_on_gpu(
+        self,
+        schedule: Schedule,
+        on_gpu: tuple[Callables, DeviceRank],
+        rank: int,
+        p2p: str,
+        kind: tuple[int, tuple[int, ...]],
+    ) -> Timeline | None:
+        functions, place = on_gpu
+        if self._dynamic or kind != self._kind_on_gpu:
+            self._kind_on_gpu = kind
+            place.forget()
+        self._steps_on_gpu += 1
+        wire = GpuWire(
+            rank,
+            self._store,
+            f"gpu/{self._steps_on_gpu}",
+            others_failed=lambda: self._board.fault is not None,
+            check_interrupts=self._interrupts.check,
+        )
+        return self._inside(
+            wire, schedule, lambda: _core.run_rank_on(schedule, functions, place, wire, rank, p2p)
+        )
+
+    def _inside(self, wire: Wire | GpuWire, schedule: Schedule, run: Callable[[], Any]) -> Timeline | None:
+        self._wire = wire
         self._in_step = True
         try:
             with self._interrupts.kept():
-                timeline = self._run(schedule, worker, wire, rank, p2p)
+                return self._run(schedule, wire, run)
         finally:
             self._in_step, self._wire = False, None
             self._doing = ("is outside of any step", time.monotonic())
-        table.learn(wire.seen)
-        return timeline
 
     def exchange(self, object: Any, purpose: str = "exchanges objects") -> list[Any]:
         """Hands an object to all members and returns theirs, by member: copies, made by pickle.
@@ -271,11 +313,11 @@ class DistributedGroup:
 
     # -- a step, inside ---------------------------------------------------------------------------
 
-    def _run(self, schedule: Schedule, worker: Any, wire: Wire, rank: int, p2p: str) -> Timeline | None:
+    def _run(self, schedule: Schedule, wire: Wire | GpuWire, run: Callable[[], Any]) -> Timeline | None:
         zero = time.perf_counter()
         records, error = None, None
         try:
-            records = _core.run_rank(schedule, worker, wire, rank, p2p)
+            records = run()
             wire.finish()
             self._interrupts.check()  # Ctrl-C in the last slot: now the others can still be told
         except Lost as lost:

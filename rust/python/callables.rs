@@ -25,6 +25,7 @@ use crate::schedule::{Action, Kind, Microbatch, Stage};
 pub struct PyParcel {
     arrays: Vec<Option<Py<PyArray>>>,
     single: bool,
+    requires_grad: u64,
     /// What turns an `Array` into one of the library that the sender used.
     from_dlpack: Option<Py<PyAny>>,
 }
@@ -42,6 +43,8 @@ pub struct PyCallables {
     forward_backward: Option<Py<PyAny>>,
     from_dlpack: Option<Py<PyAny>>,
     last_stage: Stage,
+    /// Whether torch's `requires_grad` travels, too. Else such a tensor is refused.
+    grad: bool,
     device: DLDevice,
     /// The handle of the stream on which the functions compute, on a GPU.
     stream: AtomicU64,
@@ -60,7 +63,8 @@ impl PyCallables {
         backward_weight,
         forward_backward,
         from_dlpack,
-        device = None
+        device = None,
+        grad = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the functions that an Executor takes")]
     fn new(
@@ -72,11 +76,13 @@ impl PyCallables {
         forward_backward: Option<Py<PyAny>>,
         from_dlpack: Option<Py<PyAny>>,
         device: Option<i32>,
+        grad: bool,
     ) -> PyCallables {
         let on = |ordinal| DLDevice { device_type: DLDeviceType::CUDA, device_id: ordinal };
         PyCallables {
             device: device.map_or(DLDevice::CPU, on),
             stream: AtomicU64::new(0),
+            grad,
             forward,
             backward,
             backward_input,
@@ -190,15 +196,19 @@ impl PyCallables {
         let Some(parcel) = parcel else { return Ok(py.None()) };
         let parcel = parcel.get();
         let from_dlpack = self.from_dlpack.as_ref().or(parcel.from_dlpack.as_ref());
-        let one = |array: &Option<Py<PyArray>>| match (array, from_dlpack) {
-            (None, _) => Ok(py.None()),
-            (Some(array), Some(from_dlpack)) => from_dlpack.call1(py, (array.clone_ref(py),)),
-            (Some(array), None) => Ok(array.clone_ref(py).into_any()),
+        let one = |(index, array): (usize, &Option<Py<PyArray>>)| {
+            let Some(array) = array else { return Ok(py.None()) };
+            let Some(from_dlpack) = from_dlpack else { return Ok(array.clone_ref(py).into_any()) };
+            let array = from_dlpack.call1(py, (array.clone_ref(py),))?;
+            match parcel.requires_grad >> index & 1 {
+                0 => Ok(array),
+                _ => array.call_method1(py, "requires_grad_", (true,)),
+            }
         };
         if parcel.single {
-            return one(&parcel.arrays[0]);
+            return one((0, &parcel.arrays[0]));
         }
-        let arrays = parcel.arrays.iter().map(one).collect::<PyResult<Vec<_>>>()?;
+        let arrays = parcel.arrays.iter().enumerate().map(one).collect::<PyResult<Vec<_>>>()?;
         Ok(PyTuple::new(py, arrays)?.into_any().unbind())
     }
 
@@ -216,7 +226,8 @@ impl PyCallables {
             }
         };
         let several = value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>();
-        let values: Vec<Bound<'_, PyAny>> = if several { value.extract()? } else { vec![value.clone()] };
+        let mut values: Vec<Bound<'_, PyAny>> = if several { value.extract()? } else { vec![value.clone()] };
+        let requires_grad = self.take_grads(&mut values)?;
         let import_one = |value: &Bound<'_, PyAny>| match value.is_none() {
             true => Ok(None),
             false => {
@@ -229,6 +240,7 @@ impl PyCallables {
         let parcel = Parcel {
             arrays: values.iter().map(import_one).collect::<PyResult<_>>()?,
             single: !several,
+            requires_grad,
         };
         let first = values.iter().find(|value| !value.is_none());
         let from_dlpack = match (&self.from_dlpack, first) {
@@ -236,6 +248,27 @@ impl PyCallables {
             _ => None,
         };
         PyParcel::new(py, parcel, from_dlpack).map(Some)
+    }
+
+    /// Takes tensors of torch out of their graphs; which of them required grad.
+    fn take_grads(&self, values: &mut [Bound<'_, PyAny>]) -> PyResult<u64> {
+        if !self.grad {
+            return Ok(0);
+        }
+        if values.len() > 64 {
+            let count = values.len();
+            return Err(UsageError::new_err(format!(
+                "a stage hands over {count} tensors; at most 64 can be"
+            )));
+        }
+        let mut required = 0;
+        for (index, value) in values.iter_mut().enumerate().filter(|(_, value)| !value.is_none()) {
+            if value.getattr("requires_grad")?.is_truthy()? {
+                required |= 1 << index;
+                *value = value.call_method0("detach")?;
+            }
+        }
+        Ok(required)
     }
 
     pub fn stream(&self) -> u64 {
@@ -288,7 +321,12 @@ impl PyParcel {
     fn new(py: Python<'_>, parcel: Parcel, from_dlpack: Option<Py<PyAny>>) -> PyResult<PyParcel> {
         let one = |array: Option<Arc<Array>>| array.map(|array| Py::new(py, PyArray::new(array))).transpose();
         let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
-        Ok(PyParcel { arrays, single: parcel.single, from_dlpack })
+        Ok(PyParcel {
+            arrays,
+            single: parcel.single,
+            requires_grad: parcel.requires_grad,
+            from_dlpack,
+        })
     }
 
     /// What has come to a GPU, good for what `compute` is given from now on.
@@ -298,13 +336,22 @@ impl PyParcel {
             array.map(|array| Py::new(py, PyArray::on_device(array, compute.clone()))).transpose()
         };
         let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
-        Ok(PyParcel { arrays, single: parcel.single, from_dlpack: None })
+        Ok(PyParcel {
+            arrays,
+            single: parcel.single,
+            requires_grad: parcel.requires_grad,
+            from_dlpack: None,
+        })
     }
 
     #[cfg(feature = "cuda")]
     fn into_parcel(self) -> Parcel {
         let arrays = self.arrays.into_iter().map(|array| array.map(|array| array.get().array.clone()));
-        Parcel { arrays: arrays.collect(), single: self.single }
+        Parcel {
+            arrays: arrays.collect(),
+            single: self.single,
+            requires_grad: self.requires_grad,
+        }
     }
 }
 

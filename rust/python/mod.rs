@@ -42,7 +42,7 @@ mod core_module {
     };
     #[cfg(feature = "cuda")]
     #[pymodule_export]
-    use super::device::{PyDeviceRank, PyDeviceShared, communicators};
+    use super::device::{PyDeviceRank, PyDeviceShared, communicators, run_rank_on};
     #[pymodule_export]
     use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]

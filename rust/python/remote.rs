@@ -105,7 +105,8 @@ pub fn fingerprint(schedule: &PySchedule) -> u64 {
     schedule.fingerprint()
 }
 
-fn records<'py>(py: Python<'py>, records: &[Record]) -> PyResult<Bound<'py, PyArray2<f64>>> {
+/// Start, end and CPU time of each slot, as an array of shape (slots, 3).
+pub fn records<'py>(py: Python<'py>, records: &[Record]) -> PyResult<Bound<'py, PyArray2<f64>>> {
     let numbers: Vec<f64> = records.iter().flat_map(|r| [r.start, r.end, r.cpu]).collect();
     numbers.into_pyarray(py).reshape([records.len(), 3])
 }

@@ -19,7 +19,7 @@ use super::{Patience, Stopped};
 use crate::array::{Array, Form, Layout, Parcel};
 use crate::cuda::DeviceError;
 use crate::cuda::driver::{Event, Memory, Stream};
-use crate::schedule::{Kind, Rank, Tensor};
+use crate::schedule::{Kind, Rank, Slot, Tensor};
 
 /// What is ordered, and why. Each has a test that takes it away and sees the software device report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,11 @@ fn order(order: Order, stream: &Stream, event: &Event) -> Result<(), DeviceError
 pub trait Control {
     /// Whether another rank has failed.
     fn failed(&self) -> bool;
+
+    /// The rank comes to a slot; whether it is to go on.
+    fn enter(&mut self, _index: usize, _slot: Slot) -> bool {
+        !self.failed()
+    }
 
     /// Tells a rank what a tensor looks like that will be sent to it.
     fn announce(&mut self, to: Rank, tensor: Tensor, form: &Form);
@@ -108,8 +113,9 @@ impl Flight {
 
 /// A parcel whose memory is there and whose contents are on the way.
 struct Coming {
-    arrays: Vec<Option<(Layout, Memory)>>,
-    single: bool,
+    form: Form,
+    /// For each array of the form.
+    memory: Vec<Option<Memory>>,
     received: Arc<Event>,
 }
 
@@ -121,22 +127,21 @@ impl Coming {
             device_type: dlpark::ffi::DLDeviceType::CUDA,
             device_id: compute.device().ordinal(),
         };
-        let one = |(layout, memory): (Layout, Memory)| {
+        let Form { layouts, single, requires_grad } = self.form;
+        let one = |(layout, memory): (Option<Layout>, Option<Memory>)| {
+            let (layout, memory) = layout.zip(memory)?;
             let memory = memory.moved_to(compute);
             // SAFETY: the memory was taken for this layout, on this device.
-            Arc::new(unsafe { Array::new(layout, device, false, memory.pointer(), memory) })
+            Some(Arc::new(unsafe { Array::new(layout, device, false, memory.pointer(), memory) }))
         };
-        let arrays = self.arrays.into_iter().map(|array| array.map(one)).collect();
-        Ok(Parcel { arrays, single: self.single })
+        let arrays = layouts.into_iter().zip(self.memory).map(one).collect();
+        Ok(Parcel { arrays, single, requires_grad })
     }
 }
 
 /// Memory for each array of a form, in the order of `stream`.
-fn room(form: &Form, stream: &Arc<Stream>) -> Result<Vec<Option<(Layout, Memory)>>, DeviceError> {
-    let one = |layout: &Layout| {
-        let memory = Memory::new(stream, layout.bytes().expect("checked where it was made"))?;
-        Ok((layout.clone(), memory))
-    };
+fn room(form: &Form, stream: &Arc<Stream>) -> Result<Vec<Option<Memory>>, DeviceError> {
+    let one = |layout: &Layout| Memory::new(stream, layout.bytes().expect("checked where it was made"));
     form.layouts.iter().map(|layout| layout.as_ref().map(one).transpose()).collect()
 }
 

@@ -152,6 +152,11 @@ impl Channels {
         }
     }
 
+    /// Has all that is sent announced again: it may differ from what was sent before. All ranks do.
+    pub fn forget(&mut self) {
+        self.forms.clear();
+    }
+
     fn cut(&mut self) {
         self.links.clear(); // A communicator that is dropped aborts.
     }
@@ -244,28 +249,28 @@ impl<C: Control> Port<'_, C> {
     }
 
     fn receive(&mut self, from: Rank, tensor: Tensor, form: &Form) -> Result<(), Broken> {
-        let arrays = self.queue_receive(from, form)?;
+        let memory = self.queue_receive(from, form)?;
         self.settle(from, self.channels.rank)?;
-        self.note_receive(from, tensor, form, arrays)
+        self.note_receive(from, tensor, form, memory)
     }
 
     fn queue_receive(&self, from: Rank, form: &Form) -> Result<Room, DeviceError> {
         let (link, peer) = self.link((from, self.channels.rank))?;
-        let arrays = room(form, &link.stream)?;
-        for (layout, memory) in arrays.iter().flatten() {
+        let room = room(form, &link.stream)?;
+        for (layout, memory) in form.layouts.iter().flatten().zip(room.iter().flatten()) {
             let bytes = layout.bytes().expect("room() has asked");
             if bytes > 0 {
                 // SAFETY: the memory is of that size, and is freed in this stream's order or one that waits for it.
                 unsafe { link.communicator.recv(memory.pointer(), bytes, peer, link.stream.raw())? };
             }
         }
-        Ok(arrays)
+        Ok(room)
     }
 
-    fn note_receive(&mut self, from: Rank, tensor: Tensor, form: &Form, arrays: Room) -> Result<(), Broken> {
+    fn note_receive(&mut self, from: Rank, tensor: Tensor, form: &Form, memory: Room) -> Result<(), Broken> {
         let (link, _) = self.link((from, self.channels.rank))?;
         let received = Arc::new(link.stream.record()?);
-        self.coming.insert(tensor, Coming { arrays, single: form.single, received });
+        self.coming.insert(tensor, Coming { form: form.clone(), memory, received });
         Ok(())
     }
 
@@ -354,9 +359,9 @@ impl<C: Control> Port<'_, C> {
             self.queue_send(*to, parcel)?;
         }
         group.end()?;
-        for ((&(from, tensor), form), arrays) in gathered.receives.iter().zip(&forms).zip(rooms) {
+        for ((&(from, tensor), form), memory) in gathered.receives.iter().zip(&forms).zip(rooms) {
             self.settle(from, own)?;
-            self.note_receive(from, tensor, form, arrays)?;
+            self.note_receive(from, tensor, form, memory)?;
         }
         for (to, tensor, parcel) in gathered.sends {
             self.settle(own, to)?;
@@ -366,7 +371,7 @@ impl<C: Control> Port<'_, C> {
     }
 }
 
-type Room = Vec<Option<(crate::array::Layout, Memory)>>;
+type Room = Vec<Option<Memory>>;
 
 /// This rank's own failure, or another's.
 enum Broken {
@@ -434,8 +439,8 @@ impl<C: Control> Transport for Port<'_, C> {
         self.note(parcel.map_err(Broken::Device)).map(Some)
     }
 
-    fn enter(&mut self, _: usize, _: Slot) -> Result<(), Stopped> {
-        if self.error.is_some() || self.control.failed() { Err(Stopped) } else { Ok(()) }
+    fn enter(&mut self, index: usize, slot: Slot) -> Result<(), Stopped> {
+        if self.error.is_none() && self.control.enter(index, slot) { Ok(()) } else { Err(Stopped) }
     }
 }
 

@@ -115,16 +115,16 @@ impl Edge {
             order(Order::ReceiveAfterCompute, &self.stream, begin)?;
         }
         let form = parcel.form();
-        let arrays = room(&form, &self.stream)?;
-        for (source, (layout, memory)) in parcel.arrays.iter().flatten().zip(arrays.iter().flatten()) {
-            let bytes = layout.bytes().expect("checked where it was made");
+        let memory = room(&form, &self.stream)?;
+        for (source, memory) in parcel.arrays.iter().flatten().zip(memory.iter().flatten()) {
+            let bytes = source.layout.bytes().expect("checked where it was made");
             if bytes > 0 {
                 // SAFETY: the memory is of that size, and the parcel is kept until the copy is complete.
                 unsafe { self.stream.copy(memory.pointer(), source.data, bytes)? };
             }
         }
         let received = Arc::new(self.stream.record()?);
-        Ok(Coming { arrays, single: form.single, received })
+        Ok(Coming { form, memory, received })
     }
 }
 
@@ -221,8 +221,8 @@ impl<C: Control> Transport for Port<'_, C> {
         self.note(parcel)
     }
 
-    fn enter(&mut self, _: usize, _: Slot) -> Result<(), Stopped> {
-        if self.error.is_some() || self.control.failed() { Err(Stopped) } else { Ok(()) }
+    fn enter(&mut self, index: usize, slot: Slot) -> Result<(), Stopped> {
+        if self.error.is_none() && self.control.enter(index, slot) { Ok(()) } else { Err(Stopped) }
     }
 }
 

@@ -195,7 +195,11 @@ impl Kernels<'_> {
         };
         // SAFETY: the memory is as long as the layout says, on this device.
         let array = unsafe { Array::new(layout, device, false, memory.pointer(), memory) };
-        Parcel { arrays: vec![Some(Arc::new(array))], single: true }
+        Parcel {
+            arrays: vec![Some(Arc::new(array))],
+            single: true,
+            requires_grad: 0,
+        }
     }
 }
 

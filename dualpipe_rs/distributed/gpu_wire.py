@@ -1,0 +1,91 @@
+"""What the CUDA executor asks of a rank's group in a step: where it is, what will be sent, who has failed.
+
+The tensors themselves go from GPU to GPU. What they look like is announced in the job's store, in the first
+step of each kind alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dualpipe_rs.distributed.board import Place
+
+#: How long to sleep between two looks at the store, in seconds.
+_PAUSE = 5e-4
+
+
+class GpuWire:
+    """The group's part in one step of a rank on a GPU.
+
+    Args:
+        rank: this rank in the schedule.
+        store: the job's store, under a prefix of this group.
+        step: a name of this step, the same on all ranks.
+        others_failed: whether another rank has failed.
+        check_interrupts: raises what a pending Ctrl-C raises.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        store: Any,
+        step: str,
+        *,
+        others_failed: Callable[[], bool],
+        check_interrupts: Callable[[], None],
+    ) -> None:
+        self._rank = rank
+        self._store = store
+        self._step = step
+        self._others_failed = others_failed
+        self._check_interrupts = check_interrupts
+        self._slot: tuple[int, str] | tuple[None, None] = (None, None)
+        self._waits: tuple[int, str] | None = None
+        self._since = time.monotonic()
+
+    def place(self) -> Place:
+        """What the rank is at; may be asked from another thread."""
+        (index, action), waits, seconds = self._slot, self._waits, time.monotonic() - self._since
+        if waits is not None:
+            doing = f"waits to hear what {waits[1]} from rank {waits[0]} will be"
+            return Place(self._rank, doing, seconds, index, action, *waits)
+        doing = "begins its step" if index is None else "queues its work, or waits for its GPU"
+        return Place(self._rank, doing, seconds, index, action)
+
+    def finish(self) -> None:
+        """Nothing is left to be done: the executor has waited for all of it."""
+
+    # -- what the executor calls ------------------------------------------------------------------
+
+    def enter(self, index: int, action: str) -> bool:
+        """The rank comes to a slot; whether it is to go on."""
+        self._slot, self._since = (index, action), time.monotonic()
+        self._check_interrupts()
+        return not self._others_failed()
+
+    def failed(self) -> bool:
+        """Whether another rank has failed."""
+        self._check_interrupts()
+        return self._others_failed()
+
+    def announce(self, to: int, key: str, numbers: list[int]) -> None:
+        """Says what a tensor will look like. Each is taken by the one rank that receives it."""
+        self._store.set(f"{self._step}/{key}", json.dumps(numbers))
+
+    def announced(self, sender: int, key: str, wait: bool) -> list[int] | None:
+        """What was announced; None where nothing was yet, or another rank has failed."""
+        name = f"{self._step}/{key}"
+        self._waits, self._since = (sender, key), time.monotonic()
+        try:
+            while not self._store.check([name]):
+                if not wait or self.failed():
+                    return None
+                time.sleep(_PAUSE)
+            numbers: list[int] = json.loads(self._store.get(name))
+            self._store.delete_key(name)
+            return numbers
+        finally:
+            self._waits = None
