@@ -13,7 +13,7 @@ from typing import Any
 from dualpipe_rs._core import Callables, DeviceRank, LocalGroup, Schedule, Timeline, run_ranks
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.local import current_group
-from dualpipe_rs.place import Place, device_index, stream_handle
+from dualpipe_rs.place import Place, check_links, device_index, stream_handle
 
 #: An array that DLPack can hand over, a tuple of such and ``None``, or ``None``.
 Value = Any
@@ -110,11 +110,12 @@ class Executor:
             from_dlpack or _loaded_from_dlpack(index),
             index,
         )
+        self._device = index
         self._stream = None if stream is None else stream_handle(stream)
-        self._place = (
-            index
-            if index is None
-            else Place(
+        self._place: Place | None = None
+        if index is not None:
+            check_links(schedule, p2p, communicators, max_ctas, timeout)
+            self._place = Place(
                 self.group,
                 self.rank or 0,
                 index,
@@ -122,7 +123,6 @@ class Executor:
                 max_ctas=max_ctas,
                 timeout=timeout,
             )
-        )
 
     def step(self) -> Timeline:
         """Runs every slot once.
@@ -159,7 +159,7 @@ class Executor:
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():
             return 0
-        return stream_handle(torch.cuda.current_stream())
+        return stream_handle(torch.cuda.current_stream(self._device))
 
 
 def _check(schedule: Any, functions: Mapping[str, Any], from_dlpack: Any) -> None:

@@ -62,6 +62,21 @@ def stream_handle(stream: Any) -> int:
     return handle
 
 
+def check_links(schedule: Schedule, p2p: str, sharing: str, max_ctas: Any, timeout: Any) -> None:
+    """Refuses settings that no step could run with.
+
+    Raises:
+        UsageError: the communicators could deadlock under ``p2p``, or a number is none that it can be.
+    """
+    communicators(schedule, p2p, sharing)
+    is_count = isinstance(max_ctas, int) and not isinstance(max_ctas, bool)
+    if max_ctas is not None and not (is_count and 1 <= max_ctas <= 32):
+        raise UsageError(f"max_ctas is {max_ctas!r}; it is a whole number from 1 to 32, or None")
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not (is_number and 0 < timeout < 1e9):
+        raise UsageError(f"timeout is {timeout!r}; it is a positive number of seconds")
+
+
 class Place:
     """Where a rank computes, opened by the first step and anew after a failure.
 

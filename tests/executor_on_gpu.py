@@ -199,7 +199,7 @@ def a_control_of_python() -> None:
 
 
 def a_process_group_of_one() -> None:
-    """A step on a GPU by way of torch.distributed, as far as one process goes: there is no other to send to."""
+    """A step on a GPU by way of torch.distributed, as far as one process goes: it sends to nobody."""
     import torch
     import torch.distributed as dist
 

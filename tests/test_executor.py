@@ -404,6 +404,13 @@ def test_ctrl_c_goes_through() -> None:
         ({"group": 3}, "group is a int"),
         ({"rank": 0}, "there is no group"),
         ({"p2p": "soon"}, "p2p"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": -1}, "device is -1"),
+        ({"device": 0, "stream": "s"}, "stream is a str"),
+        ({"device": 0, "communicators": "one"}, "communicators="),
+        ({"device": 0, "communicators": "pair"}, "could deadlock"),
+        ({"device": 0, "max_ctas": 0}, "max_ctas is 0"),
+        ({"device": 0, "timeout": 0}, "timeout is 0"),
     ],
 )
 def test_wrong_arguments_are_told_of_in_words(change: dict[str, Any], words: str) -> None:

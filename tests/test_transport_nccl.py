@@ -13,6 +13,7 @@ from training import data_for, piped, serial, stages_for
 
 import dualpipe_rs as dp
 from dualpipe_rs.distributed.gpu_wire import GpuWire
+from dualpipe_rs.distributed.wire import Lost
 from dualpipe_rs.on_gpu import callables
 
 EQUAL = 1e-12
@@ -116,8 +117,15 @@ def test_who_waits_to_hear_says_so_and_stops_once_another_has_failed() -> None:
         "gpu/1",
         others_failed=lambda: bool(failed),
         check_interrupts=lambda: (places.append(str(one.place())), failed.append(True)),  # type: ignore
+        timeout=60.0,
     )
     assert one.enter(3, "1F0") is True or failed
     failed.clear()
     assert one.announced(0, "0F1", True) is None
     assert "waits to hear what 0F1 from rank 0 will be (slot 3, 1F0)" in places[-1]
+
+
+def test_a_rank_that_announces_nothing_is_given_up() -> None:
+    with pytest.raises(Lost, match="lost 0F1 of rank 0") as caught:
+        wire(torch.distributed.HashStore(), 1, []).announced(0, "0F1", True)
+    assert (caught.value.rank, caught.value.tensor) == (0, "0F1")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dualpipe_rs.distributed.board import Place
+from dualpipe_rs.distributed.wire import Lost
 
 #: How long to sleep between two looks at the store, in seconds.
 _PAUSE = 5e-4
@@ -26,6 +27,7 @@ class GpuWire:
         step: a name of this step, the same on all ranks.
         others_failed: whether another rank has failed.
         check_interrupts: raises what a pending Ctrl-C raises.
+        timeout: how long to wait for another rank, in seconds.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class GpuWire:
         *,
         others_failed: Callable[[], bool],
         check_interrupts: Callable[[], None],
+        timeout: float,
     ) -> None:
+        self._timeout = timeout
         self._rank = rank
         self._store = store
         self._step = step
@@ -76,13 +80,19 @@ class GpuWire:
         self._store.set(f"{self._step}/{key}", json.dumps(numbers))
 
     def announced(self, sender: int, key: str, wait: bool) -> list[int] | None:
-        """What was announced; None where nothing was yet, or another rank has failed."""
+        """What was announced; None where nothing was yet, or another rank has failed.
+
+        Raises:
+            Lost: nothing was within the timeout.
+        """
         name = f"{self._step}/{key}"
         self._waits, self._since = (sender, key), time.monotonic()
         try:
             while not self._store.check([name]):
                 if not wait or self.failed():
                     return None
+                if time.monotonic() - self._since > self._timeout:
+                    raise Lost(sender, key)
                 time.sleep(_PAUSE)
             numbers: list[int] = json.loads(self._store.get(name))
             self._store.delete_key(name)

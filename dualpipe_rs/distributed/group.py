@@ -227,6 +227,7 @@ class DistributedGroup:
             f"gpu/{self._steps_on_gpu}",
             others_failed=lambda: self._board.fault is not None,
             check_interrupts=self._interrupts.check,
+            timeout=self.timeout.total_seconds(),
         )
         return self._inside(
             wire, schedule, lambda: _core.run_rank_on(schedule, functions, place, wire, rank, p2p)

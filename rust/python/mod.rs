@@ -19,6 +19,8 @@ mod numbers;
 mod program;
 mod records;
 mod remote;
+#[cfg(feature = "cuda")]
+mod remote_device;
 mod schedule;
 mod timeline;
 mod worker;
@@ -42,7 +44,7 @@ mod core_module {
     };
     #[cfg(feature = "cuda")]
     #[pymodule_export]
-    use super::device::{PyDeviceRank, PyDeviceShared, communicators, run_rank_on};
+    use super::device::{PyDeviceRank, PyDeviceShared, communicators};
     #[pymodule_export]
     use super::formula::{PyFigure, PyFormula, formula};
     #[pymodule_export]
@@ -53,6 +55,9 @@ mod core_module {
     use super::program::PyProgram;
     #[pymodule_export]
     use super::remote::{fingerprint, measured_timeline, row_lengths, run_rank};
+    #[cfg(feature = "cuda")]
+    #[pymodule_export]
+    use super::remote_device::run_rank_on;
     #[pymodule_export]
     use super::schedule::{PySchedule, schedule, schedule_names};
     #[pymodule_export]

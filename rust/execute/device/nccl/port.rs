@@ -1,187 +1,18 @@
-//! The transport between devices: NCCL's sends and receives, each edge on a stream of its own.
-//!
-//! NCCL carries out what is queued on one communicator in the order of the calls, on whatever streams. A receive
-//! queued early on a communicator that serves both directions would hold back the sends that its peer waits for;
-//! so each directed edge has a communicator of its own, and only under batched P2P, where all transfers of a
-//! commit go together as a group, may a pair of ranks share one ([`Sharing`]).
+//! A rank's ends of the edges during a step: what is queued where, and in which order.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Coming, Control, Flight, Order, check_dense, in_words, order, room};
+use super::channels::{Channels, Link};
 use crate::array::{Form, Parcel};
 use crate::cuda::DeviceError;
-use crate::cuda::driver::{Device, Memory, Stream};
-use crate::cuda::nccl::{Communicator, Config, Group, Progress, UniqueId};
+use crate::cuda::driver::{Memory, Stream};
+use crate::cuda::nccl::{Group, Progress};
 use crate::execute::device::step::DevicePort;
+use crate::execute::device::{Coming, Control, Flight, Order, check_dense, in_words, order, room};
 use crate::execute::{Patience, Stopped, Transport};
-use crate::lower::{Instruction, Program, Side};
 use crate::schedule::{Rank, Slot, Tensor};
-
-/// Which edges have a communicator in common.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// None: one for each directed edge.
-    Edge,
-    /// The two directions between two ranks. For programs whose transfers all stand in commits.
-    Pair,
-}
-
-impl Sharing {
-    /// The ranks of the communicator of an edge, in their order in it.
-    pub fn members(self, (from, to): (Rank, Rank)) -> (Rank, Rank) {
-        match self {
-            Sharing::Edge => (from, to),
-            Sharing::Pair => (from.min(to), from.max(to)),
-        }
-    }
-
-    /// The communicators that a program needs, by their ranks. The first of the two makes the id.
-    pub fn communicators(self, program: &Program) -> BTreeSet<(Rank, Rank)> {
-        let mut all = BTreeSet::new();
-        for (rank, row) in program.rows().iter().enumerate() {
-            for instruction in row {
-                match instruction {
-                    Instruction::Send { to, .. } => drop(all.insert(self.members((rank, *to)))),
-                    Instruction::Commit(transfers) => {
-                        let sends = transfers.iter().filter(|transfer| transfer.side == Side::Send);
-                        all.extend(sends.map(|send| self.members((rank, send.peer))));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        all
-    }
-}
-
-/// A rank's communicators and their streams, from step to step.
-pub struct Channels {
-    rank: Rank,
-    sharing: Sharing,
-    links: BTreeMap<(Rank, Rank), Link>,
-    /// What travels, once a step has shown it.
-    forms: HashMap<Tensor, Form>,
-}
-
-struct Link {
-    communicator: Communicator,
-    stream: Arc<Stream>,
-}
-
-impl Channels {
-    /// Begins to start a rank's communicators: those of `ids` that it is in. [`Channels::is_ready`] says when
-    /// all have met. The device is the current one.
-    pub fn start(
-        rank: Rank,
-        device: &Arc<Device>,
-        sharing: Sharing,
-        ids: &BTreeMap<(Rank, Rank), UniqueId>,
-        config: &Config,
-    ) -> Result<Channels, DeviceError> {
-        let _entered = device.enter()?;
-        let mut links = BTreeMap::new();
-        for (&members, id) in ids.iter().filter(|((first, second), _)| [*first, *second].contains(&rank)) {
-            let communicator = Communicator::start(id, 2, (members.1 == rank).into(), config)?;
-            links.insert(members, Link { communicator, stream: Stream::new(device)? });
-        }
-        Ok(Channels { rank, sharing, links, forms: HashMap::new() })
-    }
-
-    pub fn is_ready(&self) -> Result<bool, DeviceError> {
-        let mut all = self.links.values();
-        all.try_fold(true, |ready, link| Ok(ready & (link.communicator.poll()? == Progress::Ready)))
-    }
-
-    /// Sends a byte over every edge, so that NCCL's connections stand before the first step: it makes them at
-    /// the first transfer, and the call then waits for the peer's.
-    pub fn warm_up(&self) -> Result<WarmUp, DeviceError> {
-        let mut bytes = Vec::new();
-        for (&(first, _), link) in &self.links {
-            let memory = Memory::new(&link.stream, 2)?;
-            let is_first = first == self.rank;
-            let (mine, theirs, peer) = (memory.pointer(), memory.pointer() + 1, i32::from(is_first));
-            let group = Group::start()?;
-            // SAFETY: the memory has a byte for each, and is kept until the stream has come past.
-            unsafe {
-                if self.sharing == Sharing::Pair || is_first {
-                    link.communicator.send(mine, 1, peer, link.stream.raw())?;
-                }
-                if self.sharing == Sharing::Pair || !is_first {
-                    link.communicator.recv(theirs, 1, peer, link.stream.raw())?;
-                }
-            }
-            group.end()?;
-            bytes.push(memory);
-        }
-        Ok(WarmUp { _bytes: bytes, ends: Vec::new() })
-    }
-
-    /// Whether the bytes have come. Asked until they have.
-    pub fn is_warm(&self, warm_up: &mut WarmUp) -> Result<bool, DeviceError> {
-        if !self.is_ready()? {
-            return Ok(false);
-        }
-        if warm_up.ends.is_empty() {
-            for link in self.links.values() {
-                warm_up.ends.push(link.stream.record()?);
-            }
-        }
-        warm_up.ends.iter().try_fold(true, |all, end| Ok(all & end.is_complete()?))
-    }
-
-    /// A port for a step. `timeout` bounds how long NCCL may take to queue a transfer.
-    pub fn port<'a, C: Control>(
-        &'a mut self,
-        compute: &Arc<Stream>,
-        control: C,
-        timeout: Duration,
-    ) -> Port<'a, C> {
-        Port {
-            channels: self,
-            compute: compute.clone(),
-            control,
-            timeout,
-            deferred: HashMap::new(),
-            coming: HashMap::new(),
-            flight: BTreeMap::new(),
-            seen: Vec::new(),
-            gathered: None,
-            error: None,
-        }
-    }
-
-    /// Has all that is sent announced again: it may differ from what was sent before. All ranks do.
-    pub fn forget(&mut self) {
-        self.forms.clear();
-    }
-
-    fn cut(&mut self) {
-        self.links.clear(); // A communicator that is dropped aborts.
-    }
-
-    /// Whether a failure has cut them off: others must be started.
-    pub fn is_cut(&self) -> bool {
-        self.links.is_empty()
-    }
-
-    /// Frees them, once they are finalised.
-    pub fn destroy(self) -> Result<(), DeviceError> {
-        self.links.into_values().try_for_each(|link| link.communicator.destroy())
-    }
-
-    /// Begins to end them in peace: all ranks do. [`Channels::is_ready`] says when it is time to destroy them.
-    pub fn finalize(&mut self) -> Result<(), DeviceError> {
-        self.links.values_mut().try_for_each(|link| link.communicator.finalize().map(drop))
-    }
-}
-
-/// A first byte on every edge.
-pub struct WarmUp {
-    _bytes: Vec<Memory>,
-    ends: Vec<crate::cuda::driver::Event>,
-}
 
 /// One rank's ends of the edges during a step.
 pub struct Port<'a, C> {
@@ -205,7 +36,27 @@ struct Gathered {
     sends: Vec<(Rank, Tensor, Parcel)>,
 }
 
-impl<C: Control> Port<'_, C> {
+impl<'a, C: Control> Port<'a, C> {
+    pub(super) fn new(
+        channels: &'a mut Channels,
+        compute: &Arc<Stream>,
+        control: C,
+        timeout: Duration,
+    ) -> Self {
+        Port {
+            channels,
+            compute: compute.clone(),
+            control,
+            timeout,
+            deferred: HashMap::new(),
+            coming: HashMap::new(),
+            flight: BTreeMap::new(),
+            seen: Vec::new(),
+            gathered: None,
+            error: None,
+        }
+    }
+
     fn note<T>(&mut self, answer: Result<T, Broken>) -> Result<T, Stopped> {
         answer.map_err(|broken| {
             if let Broken::Device(error) = broken {
