@@ -96,7 +96,14 @@ def test_requires_grad_travels_beside_the_tensors() -> None:
 
 
 def wire(store: Any, rank: int, failed: list[bool]) -> GpuWire:
-    return GpuWire(rank, store, "gpu/1", others_failed=lambda: bool(failed), check_interrupts=lambda: None)
+    return GpuWire(
+        rank,
+        store,
+        "gpu/1",
+        others_failed=lambda: bool(failed),
+        check_interrupts=lambda: None,
+        timeout=0.01,
+    )
 
 
 def test_what_is_announced_is_heard_once() -> None:
