@@ -4,7 +4,8 @@
 #   make demo     train a small transformer under DualPipe and beside it serially
 #   make test     all tests
 #   make lint     formatting, lints, types, and the stub file against the built module
-#   make test-long   what takes too long for every run: families and mutations exhaustively, 10 000 random simulations
+#   make test-long   what takes too long for every run: families and mutations exhaustively, 10 000 random
+#                    simulations, 200 seeds on the software device, the wheel
 #   make gpu-test    dp.Executor on the GPUs of this machine; make test skips these where there is none
 #   make fuzz     ten minutes each of broken texts, tables and schedules
 #   make bench    the tables of docs/benchmarks.md
@@ -30,7 +31,7 @@ test-python: $(VENV)/built
 
 test-long: $(VENV)/built
 	LONG=1 cargo test --locked -p fakecuda --test executor
-	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_p2p.py tests/test_mutations.py tests/test_random_agreement.py tests/test_faults.py tests/test_fault_cases.py tests/test_exits.py tests/test_odd_tensors.py
+	LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/test_families.py tests/test_p2p.py tests/test_mutations.py tests/test_random_agreement.py tests/test_faults.py tests/test_fault_cases.py tests/test_exits.py tests/test_odd_tensors.py tests/test_wheel.py
 
 gpu-test: $(VENV)/built
 	$(BIN)/python -m pytest tests/gpu
