@@ -189,7 +189,7 @@ class Place:
         deadline = time.monotonic() + self._timeout
         while not done():
             if time.monotonic() > deadline:
-                raise DeviceError(f"{what} took longer than {self._timeout:g} s: another rank may be lost")
+                raise _Overdue(f"{what} took longer than {self._timeout:g} s: another rank may be lost")
             time.sleep(_PAUSE)
 
     def _each(self, purpose: str, do: Callable[[], T]) -> T:
@@ -207,10 +207,16 @@ class Place:
             made = do()
         except Exception as error:
             failed = error
-        cards = self._group.exchange((self._rank, made, failed and str(failed)), purpose)
-        if failed is not None:
-            raise failed
-        for rank, _, words in cards:
-            if words is not None:
-                raise RankError(f"rank {rank} {purpose}, and could not: {words}", rank, None, None)
-        return [made for _, made, _ in cards]
+        words = None if failed is None else str(failed)
+        cards = self._group.exchange((self._rank, made, words, isinstance(failed, _Overdue)), purpose)
+        # Who waited in vain did so for one that failed, if one did.
+        wrong = sorted((overdue, rank, words) for rank, _, words, overdue in cards if words is not None)
+        if wrong:
+            _, rank, words = wrong[0]
+            cause = failed if rank == self._rank else None
+            raise RankError(f"rank {rank} {purpose}, and could not: {words}", rank, None, None) from cause
+        return [made for _, made, _, _ in cards]
+
+
+class _Overdue(DeviceError):
+    """Something took longer than the timeout."""
