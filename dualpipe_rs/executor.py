@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dualpipe_rs._core import Callables, DeviceRank, LocalGroup, Schedule, Timeline, run_ranks
+from dualpipe_rs._core import Callables, DeviceRank, LocalGroup, Program, Schedule, Timeline, run_ranks
 from dualpipe_rs.errors import UsageError
 from dualpipe_rs.local import current_group
 from dualpipe_rs.place import Place, check_links, device_index, stream_handle
@@ -23,6 +23,10 @@ BackwardWeight = Callable[[int, int], object]
 ForwardBackward = Callable[[int, int, Value, int, int, Value], tuple[Value, Value]]
 
 
+#: The depth of rendezvous P2P where nothing else is said.
+_DEPTH = 2
+
+
 class Executor:
     """Runs a schedule: calls plain functions in its order, and carries arrays between stages by DLPack.
 
@@ -30,7 +34,8 @@ class Executor:
     of ``run_local`` (or with its ``group``) it runs that rank, and every rank makes one.
 
     Args:
-        schedule: a :class:`~dualpipe_rs.Schedule`.
+        schedule: a :class:`~dualpipe_rs.Schedule`, or a Program of one (:meth:`Schedule.lower`), which says
+            ``p2p``, too.
         forward: ``forward(stage, microbatch, input)`` returns the stage's output. ``input`` is ``None`` in
             stage 0, which has its own data; the last stage's output goes nowhere.
         backward: ``backward(stage, microbatch, gradient)`` adds to the weights' gradients and returns that of
@@ -45,7 +50,7 @@ class Executor:
         rank: the rank of the schedule that this member takes; by default its own number.
         from_dlpack: makes of what has arrived an array, as ``torch.from_dlpack`` does; by default that of the
             library whose array was sent.
-        p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`.
+        p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`; by default ``"eager"``.
         device: this rank's GPU: an index, ``"cuda"`` or ``"cuda:1"``. By default the CPU. Ranks on one GPU
             copy on streams of their own; ranks with a GPU each send by NCCL. The functions only queue work,
             and the thread waits for the GPU once, at the end of the step.
@@ -67,7 +72,7 @@ class Executor:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | Program,
         *,
         forward: Forward,
         backward: Backward | None = None,
@@ -77,7 +82,7 @@ class Executor:
         group: LocalGroup | None = None,
         rank: int | None = None,
         from_dlpack: Callable[[Any], Any] | None = None,
-        p2p: str = "eager",
+        p2p: str | None = None,
         device: Any = None,
         stream: Any = None,
         communicators: str = "edge",
@@ -91,7 +96,8 @@ class Executor:
             "backward_weight": backward_weight,
             "forward_backward": forward_backward,
         }
-        _check(schedule, functions, from_dlpack)
+        schedule, p2p = _order(schedule, p2p)
+        _check(functions, from_dlpack)
         schedule.verify(p2p)
         index = device_index(device)
         self.schedule = schedule
@@ -162,12 +168,23 @@ class Executor:
         return stream_handle(torch.cuda.current_stream(self._device))
 
 
-def _check(schedule: Any, functions: Mapping[str, Any], from_dlpack: Any) -> None:
-    if not isinstance(schedule, Schedule):
+def _order(given: Any, p2p: str | None) -> tuple[Schedule, str]:
+    """The schedule, and who waits for whom."""
+    if isinstance(given, Schedule):
+        return given, "eager" if p2p is None else p2p
+    if not isinstance(given, Program):
         raise UsageError(
-            f"schedule is a {type(schedule).__name__}; give a Schedule, such as "
-            'dp.schedule("dualpipe", num_ranks=4, num_microbatches=8)'
+            f"schedule is a {type(given).__name__}; give a Schedule, such as "
+            'dp.schedule("dualpipe", num_ranks=4, num_microbatches=8), or what its lower() returns'
         )
+    if p2p not in (None, given.p2p):
+        raise UsageError(f"p2p is {p2p!r}, and the program is lowered for {given.p2p!r}; leave p2p out")
+    if given.depth not in (None, _DEPTH):
+        raise UsageError(f"the program is lowered for depth={given.depth}; an Executor runs depth={_DEPTH}")
+    return given.schedule, given.p2p
+
+
+def _check(functions: Mapping[str, Any], from_dlpack: Any) -> None:
     given = {**functions, "from_dlpack": from_dlpack}
     for name, function in given.items():
         if function is None and name != "forward":

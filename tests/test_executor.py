@@ -175,6 +175,27 @@ def test_halves_serve_for_a_whole_backward() -> None:
     assert_equal(mlp, Mlp(2, 4).serially())
 
 
+@pytest.mark.parametrize("p2p", ["eager", "batched", "rendezvous", "blocking"])
+def test_a_program_says_who_waits_for_whom(p2p: str) -> None:
+    schedule = dp.schedule("gpipe", 2, 4)
+    program = schedule.lower(p2p)
+    assert (program.schedule, program.p2p) == (schedule, p2p)
+    mlp = Mlp(2, 4)
+    executor = dp.Executor(program, **mlp.functions())
+    executor.step()
+    assert executor.p2p == p2p
+    assert_equal(mlp, Mlp(2, 4).serially())
+
+
+def test_a_program_and_another_p2p_are_refused() -> None:
+    program = dp.schedule("1f1b", 2, 4).lower("batched")
+    with pytest.raises(dp.UsageError, match="lowered for 'batched'"):
+        dp.Executor(program, **Mlp(2, 4).functions(), p2p="eager")
+    deep = dp.schedule("1f1b", 2, 4).lower("rendezvous", depth=3)
+    with pytest.raises(dp.UsageError, match="depth=3"):
+        dp.Executor(deep, **Mlp(2, 4).functions())
+
+
 def test_it_needs_no_torch() -> None:
     program = (
         "import sys, numpy as np, dualpipe_rs as dp\n"

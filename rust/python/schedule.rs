@@ -283,8 +283,9 @@ impl PySchedule {
     /// The Program: this order with its sends and receives, under P2P semantics as `verify` takes them.
     /// ScheduleError if a rule is broken or ranks would wait for each other in a circle.
     #[pyo3(signature = (p2p = "eager", *, depth = None))]
-    fn lower(&self, py: Python<'_>, p2p: &str, depth: Option<&Bound<'_, PyAny>>) -> PyResult<PyProgram> {
-        Ok(PyProgram(self.program(py, errors::p2p(p2p, depth)?)?))
+    fn lower(slf: &Bound<'_, Self>, p2p: &str, depth: Option<&Bound<'_, PyAny>>) -> PyResult<PyProgram> {
+        let program = slf.get().program(slf.py(), errors::p2p(p2p, depth)?)?;
+        Ok(PyProgram { program, schedule: slf.clone().unbind() })
     }
 
     fn __repr__(&self) -> String {
