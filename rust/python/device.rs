@@ -18,7 +18,7 @@ use crate::cuda::driver::{Device, Stream};
 use crate::cuda::nccl::{Config, UniqueId};
 use crate::execute::device::Control;
 use crate::execute::device::board::Board;
-use crate::execute::device::nccl::{Channels, Sharing, WarmUp};
+use crate::execute::device::nccl::{Channels, Sharing};
 use crate::execute::device::same::SameDevice;
 use crate::execute::device::step::{Broken, DevicePort, Runner};
 use crate::execute::interpreter::Progress;
@@ -59,7 +59,6 @@ pub struct PyDeviceRank {
 /// Communicators, and how far they have been started.
 struct Opening {
     channels: Channels,
-    warm_up: Option<WarmUp>,
     is_open: bool,
 }
 
@@ -96,7 +95,7 @@ impl PyDeviceRank {
         let config = Config { max_ctas, ..Config::default() };
         let channels = Channels::start(rank, &self.device, sharing_of(sharing)?, &ids, &config);
         let channels = channels.map_err(device_error)?;
-        *self.lock() = Some(Opening { channels, warm_up: None, is_open: false });
+        *self.lock() = Some(Opening { channels, is_open: false });
         Ok(())
     }
 
@@ -106,11 +105,7 @@ impl PyDeviceRank {
         let Some(opening) = guard.as_mut() else { return Ok(true) };
         let polled = (|| {
             let _entered = self.device.enter()?;
-            match &mut opening.warm_up {
-                None if opening.channels.is_ready()? => opening.warm_up = Some(opening.channels.warm_up()?),
-                None => {}
-                Some(warm_up) => opening.is_open = opening.is_open || opening.channels.is_warm(warm_up)?,
-            }
+            opening.is_open = opening.is_open || opening.channels.is_open()?;
             Ok(opening.is_open)
         })();
         polled.map_err(device_error)

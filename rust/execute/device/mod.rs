@@ -35,6 +35,9 @@ pub enum Order {
     ComputeAfterSend,
     /// A tensor is kept until its transfer is complete: or its memory is another's while it is sent.
     ReleaseAfterSend,
+    /// The same in a step that has failed, where nobody waits to see it complete: in the order of the stream on which
+    /// the memory is used again.
+    ReleaseAfterFailure,
 }
 
 /// The orderings left out, for the tests that show what each is for.
@@ -73,27 +76,54 @@ pub trait Control {
     fn announced(&mut self, from: Rank, tensor: Tensor, patience: Patience) -> Result<Option<Form>, Stopped>;
 }
 
-/// Tensors under way from this rank, in order, which nobody may write to or free.
-#[derive(Default)]
-struct Flight(VecDeque<Leaving>);
+/// Tensors under way on one edge, in order, which nobody may write to or free.
+struct Flight {
+    /// The edge's own.
+    stream: Arc<Stream>,
+    leaving: VecDeque<Leaving>,
+}
 
 struct Leaving {
     tensor: Tensor,
-    /// Complete once the transfer is.
-    sent: Arc<Event>,
-    /// Kept until then.
+    /// Kept until the transfer is complete.
     parcel: Parcel,
+    /// The stream in whose order its memory is used again: the one on which it was computed.
+    compute: Arc<Stream>,
+    /// Complete once the transfer is; none while it is being queued.
+    sent: Option<Arc<Event>>,
 }
 
 impl Flight {
-    fn add(&mut self, tensor: Tensor, sent: Arc<Event>, parcel: Parcel) {
-        let parcel = if is_left_out(Order::ReleaseAfterSend) { Parcel::default() } else { parcel };
-        self.0.push_back(Leaving { tensor, sent, parcel });
+    fn new(stream: Arc<Stream>) -> Flight {
+        Flight { stream, leaving: VecDeque::new() }
     }
 
-    /// The event of a tensor that is under way still.
-    fn of(&self, tensor: Tensor) -> Option<&Arc<Event>> {
-        self.0.iter().find(|leaving| leaving.tensor == tensor).map(|leaving| &leaving.sent)
+    /// Keeps a parcel that is about to be sent: whatever fails from here on, it is not dropped too early.
+    fn keep(&mut self, tensor: Tensor, parcel: Parcel, compute: &Arc<Stream>) {
+        self.leaving.push_back(Leaving { tensor, parcel, compute: compute.clone(), sent: None });
+    }
+
+    fn parcel(&self, tensor: Tensor) -> &Parcel {
+        &self.find(tensor).expect("it is kept since before it was sent").parcel
+    }
+
+    /// The event after which a tensor has been sent; none once it has been let go of.
+    fn sent(&self, tensor: Tensor) -> Option<&Arc<Event>> {
+        self.find(tensor)?.sent.as_ref()
+    }
+
+    fn find(&self, tensor: Tensor) -> Option<&Leaving> {
+        self.leaving.iter().find(|leaving| leaving.tensor == tensor)
+    }
+
+    /// A tensor's transfer has been queued.
+    fn note(&mut self, tensor: Tensor, sent: Arc<Event>) {
+        let leaving = self.leaving.iter_mut().find(|leaving| leaving.tensor == tensor);
+        let leaving = leaving.expect("it is kept since before it was sent");
+        leaving.sent = Some(sent);
+        if is_left_out(Order::ReleaseAfterSend) {
+            leaving.parcel = Parcel::default();
+        }
     }
 
     /// Gives up what has been sent; whether nothing is left.
@@ -101,13 +131,22 @@ impl Flight {
     /// What is given up goes to `bin`, to be dropped where no lock is held: the deleter of another library's
     /// tensor may need Python's, and whoever holds that may be waiting for ours.
     fn release(&mut self, bin: &mut Vec<Parcel>) -> Result<bool, DeviceError> {
-        while let Some(first) = self.0.front() {
-            if !first.sent.is_complete()? {
+        while let Some(first) = self.leaving.front() {
+            if !first.sent.as_ref().map_or(Ok(false), |sent| sent.is_complete())? {
                 return Ok(false);
             }
-            bin.extend(self.0.pop_front().map(|leaving| leaving.parcel));
+            bin.extend(self.leaving.pop_front().map(|leaving| leaving.parcel));
         }
         Ok(true)
+    }
+}
+
+impl Drop for Flight {
+    /// After a failure: nobody waits for what is under way, and its memory must not be another's before.
+    fn drop(&mut self) {
+        let Some(last) = self.leaving.back() else { return };
+        let Ok(end) = self.stream.record() else { return };
+        let _ = order(Order::ReleaseAfterFailure, &last.compute, &end);
     }
 }
 

@@ -29,7 +29,8 @@ struct Edge {
     stream: Arc<Stream>,
     /// In a commit a receive begins after an event.
     posted: VecDeque<(Tensor, Option<Arc<Event>>)>,
-    offered: VecDeque<(Tensor, Parcel, Event)>,
+    /// With where the sender's compute had come to, and its stream.
+    offered: VecDeque<(Tensor, Parcel, Event, Arc<Stream>)>,
     coming: HashMap<Tensor, Coming>,
     flight: Flight,
 }
@@ -77,12 +78,13 @@ impl SameDevice {
 
 impl Edge {
     fn new(device: &Arc<Device>) -> Result<Edge, DeviceError> {
+        let stream = Stream::new(device)?;
         Ok(Edge {
-            stream: Stream::new(device)?,
+            flight: Flight::new(stream.clone()),
+            stream,
             posted: VecDeque::new(),
             offered: VecDeque::new(),
             coming: HashMap::new(),
-            flight: Flight::default(),
         })
     }
 
@@ -90,20 +92,14 @@ impl Edge {
     fn queue(&mut self, bin: &mut Vec<Parcel>) -> Result<(), DeviceError> {
         self.flight.release(bin)?;
         while !self.posted.is_empty()
-            && let Some((tensor, parcel, made)) = self.offered.pop_front()
+            && let Some((tensor, parcel, made, compute)) = self.offered.pop_front()
             && let Some((expected, begin)) = self.posted.pop_front()
         {
             assert_eq!(tensor, expected, "a channel carries its sender's order");
-            match self.copy(&parcel, &made, begin.as_deref()) {
-                Ok(coming) => {
-                    self.flight.add(tensor, coming.received.clone(), parcel);
-                    self.coming.insert(tensor, coming);
-                }
-                Err(error) => {
-                    bin.push(parcel);
-                    return Err(error);
-                }
-            }
+            self.flight.keep(tensor, parcel, &compute);
+            let coming = self.copy(self.flight.parcel(tensor), &made, begin.as_deref())?;
+            self.flight.note(tensor, coming.received.clone());
+            self.coming.insert(tensor, coming);
         }
         Ok(())
     }
@@ -183,8 +179,10 @@ impl<C: Control> Transport for Port<'_, C> {
     fn send(&mut self, to: Rank, tensor: Tensor, value: Parcel) -> Result<(), Stopped> {
         let made = check_dense(tensor, &value).and_then(|()| self.compute.record());
         let made = self.note(made)?;
-        let changed =
-            self.shared.change((self.rank, to), |edge| edge.offered.push_back((tensor, value, made)));
+        let compute = self.compute.clone();
+        let changed = self
+            .shared
+            .change((self.rank, to), |edge| edge.offered.push_back((tensor, value, made, compute)));
         self.note(changed)
     }
 
@@ -203,7 +201,7 @@ impl<C: Control> Transport for Port<'_, C> {
     fn sent(&mut self, to: Rank, tensor: Tensor, patience: Patience) -> Result<bool, Stopped> {
         let queued = |edge: &mut Edge| {
             let waits = edge.offered.iter().any(|(offered, ..)| *offered == tensor);
-            (!waits).then(|| edge.flight.of(tensor).cloned())
+            (!waits).then(|| edge.flight.sent(tensor).cloned())
         };
         match self.look((self.rank, to), patience, queued)? {
             None => Ok(false),

@@ -57,6 +57,9 @@ pub struct Channels {
     pub(super) links: BTreeMap<(Rank, Rank), Link>,
     /// What travels, once a step has shown it.
     pub(super) forms: HashMap<Tensor, Form>,
+    /// Room for receives that could not be queued to the end: NCCL may still be about to, until it is cut off.
+    pub(super) stuck: Vec<Vec<Option<Memory>>>,
+    first_bytes: Option<FirstBytes>,
 }
 
 pub(super) struct Link {
@@ -65,7 +68,7 @@ pub(super) struct Link {
 }
 
 impl Channels {
-    /// Begins to start a rank's communicators: those of `ids` that it is in. [`Channels::is_ready`] says when
+    /// Begins to start a rank's communicators: those of `ids` that it is in. [`Channels::is_open`] says when
     /// all have met. The device is the current one.
     pub fn start(
         rank: Rank,
@@ -80,7 +83,14 @@ impl Channels {
             let communicator = Communicator::start(id, 2, (members.1 == rank).into(), config)?;
             links.insert(members, Link { communicator, stream: Stream::new(device)? });
         }
-        Ok(Channels { rank, sharing, links, forms: HashMap::new() })
+        Ok(Channels {
+            rank,
+            sharing,
+            links,
+            forms: HashMap::new(),
+            stuck: Vec::new(),
+            first_bytes: None,
+        })
     }
 
     pub fn is_ready(&self) -> Result<bool, DeviceError> {
@@ -88,16 +98,32 @@ impl Channels {
         all.try_fold(true, |ready, link| Ok(ready & (link.communicator.poll()? == Progress::Ready)))
     }
 
-    /// Sends a byte over every edge, so that NCCL's connections stand before the first step: it makes them at
-    /// the first transfer, and the call then waits for the peer's.
-    pub fn warm_up(&self) -> Result<WarmUp, DeviceError> {
-        let mut bytes = Vec::new();
+    /// Whether they stand, and a byte has come over every edge: NCCL makes its connections at the first transfer, and
+    /// the call then waits for the peer's. Asked until it is so, before the first step.
+    pub fn is_open(&mut self) -> Result<bool, DeviceError> {
+        if !self.is_ready()? {
+            return Ok(false);
+        }
+        let Some(first_bytes) = &mut self.first_bytes else {
+            self.first_bytes = Some(FirstBytes::default());
+            self.send_first_bytes()?;
+            return Ok(false);
+        };
+        if first_bytes.ends.is_empty() {
+            let ends = self.links.values().map(|link| link.stream.record());
+            first_bytes.ends = ends.collect::<Result<_, DeviceError>>()?;
+        }
+        first_bytes.ends.iter().try_fold(true, |all, end| Ok(all & end.is_complete()?))
+    }
+
+    fn send_first_bytes(&mut self) -> Result<(), DeviceError> {
         for (&(first, _), link) in &self.links {
             let memory = Memory::new(&link.stream, 2)?;
             let is_first = first == self.rank;
             let (mine, theirs, peer) = (memory.pointer(), memory.pointer() + 1, i32::from(is_first));
+            self.first_bytes.get_or_insert_default().memory.push(memory);
             let group = Group::start()?;
-            // SAFETY: the memory has a byte for each, and is kept until the stream has come past.
+            // SAFETY: the memory has a byte for each, and is kept until the communicators go.
             unsafe {
                 if self.sharing == Sharing::Pair || is_first {
                     link.communicator.send(mine, 1, peer, link.stream.raw())?;
@@ -107,22 +133,8 @@ impl Channels {
                 }
             }
             group.end()?;
-            bytes.push(memory);
         }
-        Ok(WarmUp { _bytes: bytes, ends: Vec::new() })
-    }
-
-    /// Whether the bytes have come. Asked until they have.
-    pub fn is_warm(&self, warm_up: &mut WarmUp) -> Result<bool, DeviceError> {
-        if !self.is_ready()? {
-            return Ok(false);
-        }
-        if warm_up.ends.is_empty() {
-            for link in self.links.values() {
-                warm_up.ends.push(link.stream.record()?);
-            }
-        }
-        warm_up.ends.iter().try_fold(true, |all, end| Ok(all & end.is_complete()?))
+        Ok(())
     }
 
     /// A port for a step. `timeout` bounds how long NCCL may take to queue a transfer.
@@ -142,6 +154,7 @@ impl Channels {
 
     pub(super) fn cut(&mut self) {
         self.links.clear(); // A communicator that is dropped aborts.
+        self.stuck.clear();
     }
 
     /// Whether a failure has cut them off: others must be started.
@@ -161,7 +174,8 @@ impl Channels {
 }
 
 /// A first byte on every edge.
-pub struct WarmUp {
-    _bytes: Vec<Memory>,
+#[derive(Default)]
+struct FirstBytes {
+    memory: Vec<Memory>,
     ends: Vec<Event>,
 }

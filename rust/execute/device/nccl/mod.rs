@@ -8,5 +8,5 @@
 mod channels;
 mod port;
 
-pub use channels::{Channels, Sharing, WarmUp};
+pub use channels::{Channels, Sharing};
 pub use port::Port;

@@ -100,14 +100,19 @@ impl<'a, C: Control> Port<'a, C> {
     }
 
     fn receive(&mut self, from: Rank, tensor: Tensor, form: &Form) -> Result<(), Broken> {
-        let memory = self.queue_receive(from, form)?;
-        self.settle(from, self.channels.rank)?;
-        self.note_receive(from, tensor, form, memory)
+        let room = room(form, &self.link((from, self.channels.rank))?.0.stream)?;
+        let queued = self.queue_receive(from, form, &room).map_err(Broken::Device);
+        match queued.and_then(|()| self.settle(from, self.channels.rank)) {
+            Ok(()) => self.note_receive(from, tensor, form, room),
+            Err(broken) => {
+                self.channels.stuck.push(room);
+                Err(broken)
+            }
+        }
     }
 
-    fn queue_receive(&self, from: Rank, form: &Form) -> Result<Room, DeviceError> {
+    fn queue_receive(&self, from: Rank, form: &Form, room: &Room) -> Result<(), DeviceError> {
         let (link, peer) = self.link((from, self.channels.rank))?;
-        let room = room(form, &link.stream)?;
         for (layout, memory) in form.layouts.iter().flatten().zip(room.iter().flatten()) {
             let bytes = layout.bytes().expect("room() has asked");
             if bytes > 0 {
@@ -115,7 +120,7 @@ impl<'a, C: Control> Port<'a, C> {
                 unsafe { link.communicator.recv(memory.pointer(), bytes, peer, link.stream.raw())? };
             }
         }
-        Ok(room)
+        Ok(())
     }
 
     fn note_receive(&mut self, from: Rank, tensor: Tensor, form: &Form, memory: Room) -> Result<(), Broken> {
@@ -144,10 +149,18 @@ impl<'a, C: Control> Port<'a, C> {
         }
     }
 
-    fn queue_send(&self, to: Rank, parcel: &Parcel) -> Result<(), DeviceError> {
+    /// Keeps a parcel from before it is sent on.
+    fn keep(&mut self, to: Rank, tensor: Tensor, parcel: Parcel) -> Result<(), DeviceError> {
+        let stream = self.link((self.channels.rank, to))?.0.stream.clone();
+        let flight = self.flight.entry(to).or_insert_with(|| Flight::new(stream));
+        flight.keep(tensor, parcel, &self.compute);
+        Ok(())
+    }
+
+    fn queue_send(&self, to: Rank, tensor: Tensor) -> Result<(), DeviceError> {
         let (link, peer) = self.link((self.channels.rank, to))?;
         order(Order::SendAfterCompute, &link.stream, &self.compute.record()?)?;
-        for array in parcel.arrays.iter().flatten() {
+        for array in self.flight[&to].parcel(tensor).arrays.iter().flatten() {
             let bytes = array.layout.bytes().expect("checked where it was made");
             if bytes > 0 {
                 // SAFETY: the parcel is kept until the event after this is complete.
@@ -157,10 +170,10 @@ impl<'a, C: Control> Port<'a, C> {
         Ok(())
     }
 
-    fn note_send(&mut self, to: Rank, tensor: Tensor, parcel: Parcel) -> Result<(), Broken> {
+    fn note_send(&mut self, to: Rank, tensor: Tensor) -> Result<(), Broken> {
         let (link, _) = self.link((self.channels.rank, to))?;
         let sent = Arc::new(link.stream.record()?);
-        self.flight.entry(to).or_default().add(tensor, sent, parcel);
+        self.flight.entry(to).and_modify(|flight| flight.note(tensor, sent));
         Ok(())
     }
 
@@ -199,26 +212,49 @@ impl<'a, C: Control> Port<'a, C> {
             let form = self.form(from, tensor, Patience::Wait).map_err(|Stopped| Broken::Stopped)?;
             forms.push(form.expect("it was waited for"));
         }
-        let begin = self.compute.record()?;
-        let group = Group::start()?;
+        let mut sends = Vec::new();
+        for (to, tensor, parcel) in gathered.sends {
+            self.keep(to, tensor, parcel)?;
+            sends.push((to, tensor));
+        }
         let mut rooms = Vec::new();
         for (&(from, _), form) in gathered.receives.iter().zip(&forms) {
-            order(Order::ReceiveAfterCompute, &self.link((from, own))?.0.stream, &begin)?;
-            rooms.push(self.queue_receive(from, form)?);
+            rooms.push(room(form, &self.link((from, own))?.0.stream)?);
         }
-        for (to, _, parcel) in &gathered.sends {
-            self.queue_send(*to, parcel)?;
+        if let Err(broken) = self.queue_group(&gathered.receives, &forms, &rooms, &sends) {
+            self.channels.stuck.extend(rooms);
+            return Err(broken);
         }
-        group.end()?;
-        for ((&(from, tensor), form), memory) in gathered.receives.iter().zip(&forms).zip(rooms) {
-            self.settle(from, own)?;
-            self.note_receive(from, tensor, form, memory)?;
+        for ((&(from, tensor), form), room) in gathered.receives.iter().zip(&forms).zip(rooms) {
+            self.note_receive(from, tensor, form, room)?;
         }
-        for (to, tensor, parcel) in gathered.sends {
-            self.settle(own, to)?;
-            self.note_send(to, tensor, parcel)?;
+        for (to, tensor) in sends {
+            self.note_send(to, tensor)?;
         }
         Ok(())
+    }
+
+    /// Queues the transfers of a commit as one group.
+    fn queue_group(
+        &self,
+        receives: &[(Rank, Tensor)],
+        forms: &[Form],
+        rooms: &[Room],
+        sends: &[(Rank, Tensor)],
+    ) -> Result<(), Broken> {
+        let own = self.channels.rank;
+        let begin = self.compute.record()?;
+        let group = Group::start()?;
+        for ((&(from, _), form), room) in receives.iter().zip(forms).zip(rooms) {
+            order(Order::ReceiveAfterCompute, &self.link((from, own))?.0.stream, &begin)?;
+            self.queue_receive(from, form, room)?;
+        }
+        for &(to, tensor) in sends {
+            self.queue_send(to, tensor)?;
+        }
+        group.end()?;
+        receives.iter().try_for_each(|&(from, _)| self.settle(from, own))?;
+        sends.iter().try_for_each(|&(to, _)| self.settle(own, to))
     }
 }
 
@@ -257,9 +293,10 @@ impl<C: Control> Transport for Port<'_, C> {
         let sent = (|| {
             self.release()?;
             self.declare(to, tensor, &value)?;
-            self.queue_send(to, &value)?;
+            self.keep(to, tensor, value)?;
+            self.queue_send(to, tensor)?;
             self.settle(own, to)?;
-            self.note_send(to, tensor, value)
+            self.note_send(to, tensor)
         })();
         self.note(sent)
     }
@@ -275,7 +312,7 @@ impl<C: Control> Transport for Port<'_, C> {
     }
 
     fn sent(&mut self, to: Rank, tensor: Tensor, _: Patience) -> Result<bool, Stopped> {
-        let event = self.flight.get(&to).and_then(|flight| flight.of(tensor));
+        let event = self.flight.get(&to).and_then(|flight| flight.sent(tensor));
         let ordered = event.map_or(Ok(()), |event| order(Order::ComputeAfterSend, &self.compute, event));
         self.note(ordered.map_err(Broken::Device)).map(|()| true)
     }

@@ -31,6 +31,7 @@ fn check(over: Over, name: &str, fault: impl FnOnce(&Fake)) -> bool {
     drop(answers);
     fake.release();
     fake.assert_balanced();
+    assert_eq!(fake.races() + fake.violations(), 0, "{name}: {}", fake.report());
     drop(fake);
     let fake = Fake::take(RANKS, 6, Mode::Rendezvous, 0);
     let done: Vec<_> = job(&fake, &program, over).run().into_iter().map(Result::unwrap).collect();

@@ -10,7 +10,7 @@ use dualpipe::lower::{P2p, lower};
 use crate::fake::{Fake, Mode};
 use crate::ranks::{Job, Over};
 use crate::times::{assert_predicted, costs};
-use crate::verified;
+use crate::{job, verified};
 
 /// Runs with an ordering left out; how many races there were.
 fn races(left_out: Order, p2p: P2p, over: Over) -> u64 {
@@ -43,6 +43,40 @@ fn the_detector_reports_each_ordering_that_data_needs() {
         }
         let found = races(order, P2p::Batched, Over::Nccl(Sharing::Pair));
         assert!(found > 0, "{order:?} left out under batched P2P, and nothing was reported");
+    }
+}
+
+/// In steps that fail, at one place after the other.
+#[test]
+fn the_detector_reports_what_a_failure_lets_go_of_too_early() {
+    let verified = verified("dualpipe", 4).unwrap();
+    let program = lower(&verified, P2p::Eager).unwrap();
+    let found = |over, left_out: Option<Order>| -> u64 {
+        let fails_at = |nth| {
+            let fake = Fake::take(4, 3, Mode::Rendezvous, 0);
+            if let Some(order) = left_out {
+                fake.leave_out(order);
+            }
+            fake.fault("cuEventCreate", nth, 2);
+            drop(
+                Job {
+                    timeout: Duration::from_secs(20),
+                    ..job(&fake, &program, over)
+                }
+                .run(),
+            );
+            assert!(fake.settle());
+            let found = fake.races() + fake.violations();
+            assert!(found == 0 || left_out.is_some(), "{over:?}, the {nth}th: {}", fake.report());
+            found
+        };
+        (10..130).step_by(12).map(fails_at).sum()
+    };
+    for over in [Over::Same, Over::Nccl(Sharing::Edge)] {
+        let found_without = found(over, Some(Order::ReleaseAfterFailure));
+        println!("ReleaseAfterFailure left out over {over:?}: {found_without} reported");
+        assert!(found_without > 0, "{over:?}");
+        found(over, None);
     }
 }
 

@@ -362,10 +362,8 @@ impl Job<'_> {
         common: &Common,
     ) -> Result<Channels, Fault> {
         let channels = Channels::start(rank, device, sharing, &common.ids, &Config::default());
-        let channels = channels.map_err(Broken::Device)?;
-        self.until(|| channels.is_ready(), common)?;
-        let mut warm_up = channels.warm_up().map_err(Broken::Device)?;
-        self.until(|| channels.is_warm(&mut warm_up), common)?;
+        let mut channels = channels.map_err(Broken::Device)?;
+        self.until(|| channels.is_open(), common)?;
         Ok(channels)
     }
 
