@@ -40,8 +40,8 @@ fuzz: $(VENV)/built
 	$(BIN)/python fuzz/fuzz.py
 
 lint: $(VENV)/built
-	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

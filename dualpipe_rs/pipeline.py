@@ -91,7 +91,7 @@ class Pipeline(nn.Module):
         p2p: who waits for whom, as given.
         timeline: the measured :class:`~dualpipe_rs.Timeline` of the last step, all ranks of it, in
             seconds; ``None`` before the first, and with ``measure=False``. On a GPU these are the times of
-            the host, which runs ahead.
+            the host, which runs ahead; with ``transport="nccl"`` those of the device.
 
     Raises:
         UsageError: the schedule does not fit the group, the modules do not fit the schedule, or a
