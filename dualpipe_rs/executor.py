@@ -7,6 +7,7 @@ travels where, is the schedule's. The one Rust interpreter keeps the order, as f
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class Executor:
         from_dlpack: makes of what has arrived an array, as ``torch.from_dlpack`` does; by default that of the
             library whose array was sent.
         p2p: who waits for whom between ranks, as for :meth:`Schedule.verify`; by default ``"eager"``.
-        device: this rank's GPU: an index, ``"cuda"`` or ``"cuda:1"``. By default the CPU. Ranks on one GPU
+        device: this rank's GPU: an index, ``"cuda"`` or ``"cuda:1"``. By default ``"cpu"``. Ranks on one GPU
             copy on streams of their own; ranks with a GPU each send by NCCL. The functions only queue work,
             and the thread waits for the GPU once, at the end of the step.
         stream: on a GPU, the stream on which the functions compute: a handle, or a stream of torch or CuPy.
@@ -62,8 +63,9 @@ class Executor:
         timeout: on a GPU, the longest wait for the device or another rank, in seconds.
 
     An output and a gradient are an array that has ``__dlpack__`` (NumPy, PyTorch, CuPy, JAX), a DLPack
-    capsule, or a tuple of such and ``None``, of any type, shape and strides. It is handed over without a
-    copy, so a stage must not change it afterwards.
+    capsule, or a tuple or list of such and ``None``, of any type, shape and strides. It is handed over
+    without a copy: a stage must not change what it has returned, nor (on the CPU, where it is the sender's
+    memory) what it was given.
 
     Raises:
         UsageError: a function that the schedule needs is missing, or the schedule is not of the group's size.
@@ -117,10 +119,11 @@ class Executor:
             index,
         )
         self._device = index
+        self._stepping = threading.Lock()
         self._stream = None if stream is None else stream_handle(stream)
         self._place: Place | None = None
+        check_links(schedule, p2p, communicators, max_ctas, timeout)
         if index is not None:
-            check_links(schedule, p2p, communicators, max_ctas, timeout)
             self._place = Place(
                 self.group,
                 self.rank or 0,
@@ -139,6 +142,16 @@ class Executor:
         Raises:
             RankError: on every rank: a rank failed. It names rank, slot and cause; the next step is right.
         """
+        if not self._stepping.acquire(blocking=False):
+            raise UsageError(
+                "step() was called while a step of this executor runs, inside a stage or on another thread"
+            )
+        try:
+            return self._step()
+        finally:
+            self._stepping.release()
+
+    def _step(self) -> Timeline:
         if self._place is None:
             return self._run(None)
         self._callables.set_stream(self._current_stream())
@@ -204,6 +217,9 @@ def _own_rank(schedule: Schedule, group: Any, rank: Any) -> int | None:
             f"group is a {type(group).__name__}; give the group of a rank of run_local, or none to run "
             "all ranks here"
         )
+    own_group = current_group()
+    if own_group is not None and group is not own_group:
+        raise UsageError("group is another rank's; each rank of run_local gives its own, or none")
     if group.size() != schedule.num_ranks:
         raise UsageError(
             f"the schedule is for {schedule.num_ranks} ranks and the group has {group.size()}; they must be "

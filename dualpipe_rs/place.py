@@ -5,6 +5,7 @@ The work is the Rust core's; here the ranks agree before it, by way of their gro
 
 from __future__ import annotations
 
+import operator
 import re
 import time
 from collections.abc import Callable
@@ -30,10 +31,10 @@ def device_index(device: Any) -> int | None:
     words = f"device is {device!r}; give None or 'cpu', or a GPU as an index, 'cuda' or 'cuda:1'"
     if device is None:
         return None
-    if isinstance(device, int) and not isinstance(device, bool):
-        if device < 0:
+    if hasattr(device, "__index__") and not isinstance(device, bool):
+        if not 0 <= operator.index(device) < 1 << 16:
             raise UsageError(words)
-        return device
+        return operator.index(device)
     match = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", str(device))
     if match is None:
         raise UsageError(words)

@@ -369,6 +369,67 @@ class Holder:
         return self.device
 
 
+def test_an_interrupt_in_a_producer_goes_through() -> None:
+    class Interrupted(Holder):
+        def __dlpack__(self, **_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carried(lambda: Interrupted(None))
+
+
+def test_a_producer_of_the_first_protocol_is_taken() -> None:
+    array = np.arange(3.0)
+
+    class Old:
+        def __dlpack__(self, stream: Any = None) -> Any:
+            return array.__dlpack__()
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (1, 3)
+
+    arrived = carried(Old, from_dlpack=np.from_dlpack)
+    assert np.shares_memory(arrived, array)
+
+
+def test_a_step_within_a_step_is_refused() -> None:
+    def forward(stage: int, microbatch: int, x: Any) -> Any:
+        executor.step()
+
+    executor = dp.Executor(dp.schedule("gpipe", 2, 2), forward=forward, backward=lambda *_: None)
+    with pytest.raises(dp.RankError, match="while a step of this executor runs"):
+        executor.step()
+
+
+def test_the_group_of_another_rank_is_refused() -> None:
+    groups: list[Any] = [None, None]
+
+    def rank_main(group: dp.LocalGroup) -> None:
+        groups[group.rank()] = group
+        group.exchange(None)
+        functions = Mlp(2, 4).functions()
+        with pytest.raises(dp.UsageError, match="group is another rank's"):
+            dp.Executor(dp.schedule("1f1b", 2, 4), **functions, group=groups[1 - group.rank()])
+
+    dp.run_local(rank_main, 2)
+
+
+def test_a_model_that_holds_its_executor_is_collected() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.executor = dp.Executor(dp.schedule("gpipe", 2, 2), forward=self.one, backward=self.one)
+
+        def one(self, *_: Any) -> Any:
+            return np.ones(2)
+
+    model = Model()
+    model.executor.step()
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
 def test_an_array_on_another_device_is_refused_in_words() -> None:
     message = refused(lambda: Holder(None, (2, 1)))
     assert "is on cuda:1; the executor works on cpu" in message
@@ -432,6 +493,9 @@ def test_ctrl_c_goes_through() -> None:
         ({"device": 0, "communicators": "pair"}, "could deadlock"),
         ({"device": 0, "max_ctas": 0}, "max_ctas is 0"),
         ({"device": 0, "timeout": 0}, "timeout is 0"),
+        ({"device": 1 << 40}, "device is 1099511627776"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"communicators": "one"}, "communicators="),
     ],
 )
 def test_wrong_arguments_are_told_of_in_words(change: dict[str, Any], words: str) -> None:

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use dlpark::ffi::{DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+use dlpark::ffi::{DLDevice, DLDeviceType, DLManagedTensor, DLManagedTensorVersioned};
 #[cfg(feature = "cuda")]
 use dlpark::python::CudaStreamRequest;
 use dlpark::python::{DlpackExporter, DlpackStream, ExportRequest, ImportRequest, export_dlpack};
 use dlpark::{DlpackFlags, Managed};
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
@@ -146,7 +146,14 @@ pub fn import(
         )));
     }
     let unread = |error: PyErr| {
-        let wrapped = wrong(format!("cannot be handed over by DLPack: {}", error.value(py)));
+        // Ctrl-C and the like go through as they are.
+        if !error.is_instance_of::<PyException>(py) {
+            return error;
+        }
+        // What follows the first line is, with PyTorch, where in its sources it was.
+        let said = error.to_string();
+        let said = said.lines().next().unwrap_or_default();
+        let wrapped = wrong(format!("cannot be handed over by DLPack: {said}"));
         wrapped.set_cause(py, Some(error));
         wrapped
     };
@@ -154,11 +161,20 @@ pub fn import(
     let known = request.device().ok();
     let elsewhere =
         |found| wrong(format!("is on {}; the executor works on {}", DeviceName(found), DeviceName(device)));
-    if let Some(found) = known.filter(|found| *found != device) {
+    if let Some(found) = known.filter(|found| !is_same(*found, device)) {
         return Err(elsewhere(found));
     }
     // A capsule, or a producer that negotiates nothing, cannot be told of a stream.
-    let imported = request.import(stream.filter(|_| known.is_some()), None).map_err(unread)?;
+    let stream = stream.filter(|_| known.is_some());
+    let imported = match request.import(stream, None) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) && stream.is_none() => {
+            // A producer of the first version of the protocol takes no arguments.
+            let capsule = value.call_method0("__dlpack__").map_err(|_| unread(error))?;
+            ImportRequest::new(capsule.as_borrowed()).and_then(|request| request.import(None, None))
+        }
+        imported => imported,
+    };
+    let imported = imported.map_err(unread)?;
     let read_only = imported.flags().contains(DlpackFlags::READ_ONLY);
     let (layout, found, data) = {
         let tensor =
@@ -171,7 +187,7 @@ pub fn import(
         };
         (layout, tensor.device(), (tensor.data_ptr() as u64).wrapping_add(tensor.byte_offset()))
     };
-    if found != device {
+    if !is_same(found, device) {
         return Err(elsewhere(found));
     }
     if layout.bytes().is_none() {
@@ -179,4 +195,9 @@ pub fn import(
     }
     // SAFETY: the producer vouches for its tensor until the deleter is called, which the owner does.
     Ok(unsafe { Array::new(layout, device, read_only, data, imported.into_deleter()) })
+}
+
+/// The host's memory is one device, whatever its number.
+fn is_same(one: DLDevice, other: DLDevice) -> bool {
+    one == other || (one.device_type == DLDeviceType::CPU && other.device_type == DLDeviceType::CPU)
 }

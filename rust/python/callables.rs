@@ -8,6 +8,7 @@ use dlpark::ffi::{DLDevice, DLDeviceType};
 use dlpark::python::{DlpackStream, StreamArg};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::array::{PyArray, import};
 use super::errors::UsageError;
@@ -93,6 +94,19 @@ impl PyCallables {
         }
     }
 
+    /// For the garbage collector: a model whose methods these are holds its executor, as a rule.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.forward)?;
+        let others = [
+            &self.backward,
+            &self.backward_input,
+            &self.backward_weight,
+            &self.forward_backward,
+            &self.from_dlpack,
+        ];
+        others.into_iter().try_for_each(|function| visit.call(function))
+    }
+
     /// The stream on which the functions compute from now on, by its handle.
     fn set_stream(&self, handle: u64) {
         self.stream.store(handle, Ordering::Relaxed);
@@ -157,7 +171,9 @@ impl PyCallables {
         let (input, gradient) = (self.unpack(py, parcel)?, self.unpack(py, gradient)?);
         let made =
             function.call1(py, (stage, microbatch, input, backward_stage, backward_microbatch, gradient))?;
-        let (output, gradient) = made.extract::<(Py<PyAny>, Py<PyAny>)>(py).map_err(|_| {
+        let two =
+            made.extract::<Vec<Py<PyAny>>>(py).ok().and_then(|two| <[Py<PyAny>; 2]>::try_from(two).ok());
+        let [output, gradient] = two.ok_or_else(|| {
             UsageError::new_err(format!(
                 "forward_backward returned a {}; it returns the forward's output and the backward's gradient, two \
                  values",

@@ -81,7 +81,7 @@ impl Fault {
             Failure::NothingMade { index, slot, tensor } => Some(Fault {
                 rank,
                 slot: Some((index, slot)),
-                what: format!("the worker returned None for {tensor}, and the next stage waits for it"),
+                what: format!("None was returned for {tensor}, and the next stage waits for it"),
                 cause: None,
             }),
         }
