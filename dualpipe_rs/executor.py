@@ -32,7 +32,7 @@ class Executor:
     """Runs a schedule: calls plain functions in its order, and carries arrays between stages by DLPack.
 
     Made outside of :func:`~dualpipe_rs.run_local` it runs all ranks in turn on the calling thread. In a rank
-    of ``run_local`` (or with its ``group``) it runs that rank, and every rank makes one.
+    of ``run_local``, or with a ``group``, it runs one rank, and every rank makes one.
 
     Args:
         schedule: a :class:`~dualpipe_rs.Schedule`, or a Program of one (:meth:`Schedule.lower`), which says
@@ -47,7 +47,8 @@ class Executor:
         backward_weight: ``backward_weight(stage, microbatch)``: the rest of it (W), later.
         forward_backward: ``forward_backward(stage, microbatch, input, stage, microbatch, gradient)`` returns
             output and gradient of a fused pair. Without it ``forward`` and ``backward`` are called.
-        group: this rank's group of ``run_local``; by default the one that the calling thread is a rank of.
+        group: this rank's group of ``run_local``; by default the one that the calling thread is a rank of. On
+            GPUs it may be a ``ProcessGroup`` of torch.distributed: its members are processes, a GPU each.
         rank: the rank of the schedule that this member takes; by default its own number.
         from_dlpack: makes of what has arrived an array, as ``torch.from_dlpack`` does; by default that of the
             library whose array was sent.
@@ -81,7 +82,7 @@ class Executor:
         backward_input: Backward | None = None,
         backward_weight: BackwardWeight | None = None,
         forward_backward: ForwardBackward | None = None,
-        group: LocalGroup | None = None,
+        group: Any = None,
         rank: int | None = None,
         from_dlpack: Callable[[Any], Any] | None = None,
         p2p: str | None = None,
@@ -102,10 +103,13 @@ class Executor:
         _check(functions, from_dlpack)
         schedule.verify(p2p)
         index = device_index(device)
+        check_links(schedule, p2p, communicators, max_ctas, timeout)
         self.schedule = schedule
         self.p2p = p2p
-        self.group = current_group() if group is None else group
+        self.group = _group(group, index, timeout)
         self.rank = _own_rank(schedule, self.group, rank)
+        if self.rank is not None and not isinstance(self.group, LocalGroup):
+            self.group.connect([], sys.modules["torch"].device("cpu"), self.rank)
         ranks = range(schedule.num_ranks) if self.rank is None else [self.rank]
         _check_needs(schedule, ranks, functions)
         self._callables = Callables(
@@ -122,7 +126,6 @@ class Executor:
         self._stepping = threading.Lock()
         self._stream = None if stream is None else stream_handle(stream)
         self._place: Place | None = None
-        check_links(schedule, p2p, communicators, max_ctas, timeout)
         if index is not None:
             self._place = Place(
                 self.group,
@@ -170,7 +173,11 @@ class Executor:
     def _run(self, place: DeviceRank | None) -> Timeline:
         if self.group is None or self.rank is None:
             return run_ranks(self.schedule, self._callables, self.p2p, place)
-        return self.group.step(self.schedule, self._callables, self.rank, "", self.p2p, place)
+        if isinstance(self.group, LocalGroup):
+            return self.group.step(self.schedule, self._callables, self.rank, "", self.p2p, place)
+        on_gpu = self._callables, place
+        timeline: Timeline = self.group.step(self.schedule, _Worker, self.rank, "", self.p2p, on_gpu)
+        return timeline
 
     def _current_stream(self) -> int:
         if self._stream is not None:
@@ -179,6 +186,34 @@ class Executor:
         if torch is None or not torch.cuda.is_available():
             return 0
         return stream_handle(torch.cuda.current_stream(self._device))
+
+
+class _Worker:
+    """What a group of processes asks of a worker whose slots the CUDA executor computes."""
+
+    #: Its inputs are the same in every step.
+    signature = 0
+
+
+def _group(given: Any, device: int | None, timeout: float) -> Any:
+    """The ranks: threads, or processes of torch.distributed; ``None`` where all run on this thread."""
+    if given is None:
+        return current_group()
+    if isinstance(given, LocalGroup):
+        own = current_group()
+        if own is not None and given is not own:
+            raise UsageError("group is another rank's; each rank of run_local gives its own, or none")
+        return given
+    distributed = sys.modules.get("torch.distributed")
+    if device is not None and distributed is not None and distributed.is_initialized():
+        from dualpipe_rs.distributed import DistributedGroup, process_group
+
+        if (found := process_group(given)) is not None:
+            return DistributedGroup(found, timeout=timeout)
+    raise UsageError(
+        f"group is a {type(given).__name__}; give the group of a rank of run_local, or none to run all ranks "
+        "here; ranks on GPUs (device=...) may be processes, too: a ProcessGroup of torch.distributed"
+    )
 
 
 def _order(given: Any, p2p: str | None) -> tuple[Schedule, str]:
@@ -212,14 +247,6 @@ def _own_rank(schedule: Schedule, group: Any, rank: Any) -> int | None:
         if rank is not None:
             raise UsageError("rank is given and there is no group: outside of run_local all ranks run here")
         return None
-    if not isinstance(group, LocalGroup):
-        raise UsageError(
-            f"group is a {type(group).__name__}; give the group of a rank of run_local, or none to run "
-            "all ranks here"
-        )
-    own_group = current_group()
-    if own_group is not None and group is not own_group:
-        raise UsageError("group is another rank's; each rank of run_local gives its own, or none")
     if group.size() != schedule.num_ranks:
         raise UsageError(
             f"the schedule is for {schedule.num_ranks} ranks and the group has {group.size()}; they must be "

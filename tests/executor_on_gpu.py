@@ -231,6 +231,11 @@ def a_process_group_of_one() -> None:
     stages.failing = None
     group.step(schedule, Signed(), 0, "", "eager", (functions, place))
     assert stages.read() == expected(schedule)
+    one = executor(schedule, stages, group=dist.group.WORLD)
+    for _ in range(2):
+        assert one.step().makespan > 0
+    assert stages.read() == expected(schedule)
+    one.close()
     dist.destroy_process_group()
 
 

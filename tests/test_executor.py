@@ -484,6 +484,7 @@ def test_ctrl_c_goes_through() -> None:
         ({"backward": None}, "calls for backward, which is not given"),
         ({"from_dlpack": 3}, "from_dlpack is a int; give a function"),
         ({"group": 3}, "group is a int"),
+        ({"group": 3, "device": 0}, "a ProcessGroup of torch.distributed"),
         ({"rank": 0}, "there is no group"),
         ({"p2p": "soon"}, "p2p"),
         ({"device": "gpu"}, "device is 'gpu'"),

@@ -11,9 +11,9 @@ use pyo3::exceptions::{PyBufferError, PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
-#[cfg(feature = "cuda")]
-use super::device::device_error;
 use super::errors::UsageError;
+#[cfg(feature = "cuda")]
+use super::errors::device_error;
 use crate::array::{Array, DeviceName, Layout};
 #[cfg(feature = "cuda")]
 use crate::cuda::driver::Stream;

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
 use super::callables::PyCallables;
 use super::cards::Fault;
-use super::errors::{self, UsageError};
+use super::errors::{self, UsageError, device_error};
 use super::schedule::PySchedule;
 use super::worker::Detaching;
 use crate::array::Parcel;
@@ -172,15 +171,6 @@ fn sharing_of(word: &str) -> PyResult<Sharing> {
             "communicators={word:?} is not known; \"edge\" has one for each directed edge, \"pair\" one for both \
              directions between two ranks"
         ))),
-    }
-}
-
-/// The exception of a refusal by the device.
-pub fn device_error(error: DeviceError) -> PyErr {
-    match error {
-        DeviceError::Usage(words) => UsageError::new_err(words),
-        DeviceError::Deadline { .. } => PyTimeoutError::new_err(error.to_string()),
-        error => errors::DeviceError::new_err(error.to_string()),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Rust errors as the exceptions of `dualpipe_rs/errors.py`.
 
+#[cfg(feature = "cuda")]
+use pyo3::exceptions::PyTimeoutError;
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::Error;
 use crate::lower::{DEPTH, P2p};
 use crate::schedule::Schedule;
@@ -39,6 +43,16 @@ pub fn schedule_error(py: Python<'_>, schedule: &Schedule, violations: &Violatio
         Ok(ScheduleError::new_err((violations.report(schedule), list.into_pyobject(py)?.unbind())))
     };
     build().unwrap_or_else(|error| error)
+}
+
+/// The exception of a refusal by the device.
+#[cfg(feature = "cuda")]
+pub fn device_error(error: cuda::DeviceError) -> PyErr {
+    match error {
+        cuda::DeviceError::Usage(words) => UsageError::new_err(words),
+        cuda::DeviceError::Deadline { .. } => PyTimeoutError::new_err(error.to_string()),
+        error => DeviceError::new_err(error.to_string()),
+    }
 }
 
 /// A whole number that counts something; clear words for one that is negative or too large to count.
