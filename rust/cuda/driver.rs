@@ -136,19 +136,20 @@ impl Device {
         call!(cuCtxPushCurrent_v2(self.context))?;
         Ok(Entered(()))
     }
+
+    /// For destructors, which nobody calls again: tries twice, and lets them go on in any case.
+    fn enter_to_destroy(&self) -> Option<Entered> {
+        self.enter().or_else(|_| self.enter()).ok()
+    }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let destroy = || -> Result<(), DeviceError> {
-            if !self.pool.is_null() {
-                let _entered = self.enter()?;
-                call!(cuMemPoolDestroy(self.pool))?;
-            }
-            Ok(())
-        };
         // A destructor has nobody to tell: what fails here has failed before, where it was reported.
-        let _ = destroy();
+        if !self.pool.is_null() {
+            let _entered = self.enter_to_destroy();
+            let _ = (|| call!(cuMemPoolDestroy(self.pool)))();
+        }
         let _ = (|| call!(cuDevicePrimaryCtxRelease_v2(self.handle)))();
     }
 }
@@ -234,10 +235,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.owned {
-            let _ = (|| {
-                let _entered = self.device.enter()?;
-                call!(cuStreamDestroy_v2(self.raw))
-            })();
+            let _entered = self.device.enter_to_destroy();
+            let _ = (|| call!(cuStreamDestroy_v2(self.raw)))();
         }
     }
 }
@@ -275,10 +274,8 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let _ = (|| {
-            let _entered = self.device.enter()?;
-            call!(cuEventDestroy_v2(self.raw))
-        })();
+        let _entered = self.device.enter_to_destroy();
+        let _ = (|| call!(cuEventDestroy_v2(self.raw)))();
     }
 }
 
@@ -314,10 +311,8 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.pointer != 0 {
-            let _ = (|| {
-                let _entered = self.home.device.enter()?;
-                call!(cuMemFreeAsync(self.pointer, self.home.raw))
-            })();
+            let _entered = self.home.device.enter_to_destroy();
+            let _ = (|| call!(cuMemFreeAsync(self.pointer, self.home.raw)))();
         }
     }
 }
