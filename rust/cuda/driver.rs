@@ -62,7 +62,6 @@ macro_rules! call {
 
 fn functions() -> Result<&'static Functions, DeviceError> {
     static LOADED: OnceLock<Result<Functions, DeviceError>> = OnceLock::new();
-    libcuda::ready()?;
     LOADED.get_or_init(Functions::load).as_ref().map_err(Clone::clone)
 }
 
@@ -86,6 +85,7 @@ unsafe impl Sync for Device {}
 
 impl Device {
     pub fn open(ordinal: i32) -> Result<Arc<Device>, DeviceError> {
+        libcuda::ready()?;
         let mut handle = 0;
         call!(cuDeviceGet(&mut handle, ordinal))?;
         let mut context = std::ptr::null_mut();
