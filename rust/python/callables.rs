@@ -235,12 +235,7 @@ impl PyCallables {
             return Ok(None);
         }
         let py = value.py();
-        let what = || match action.kind {
-            Kind::F => format!("the output of stage {} for microbatch {}", action.stage, action.microbatch),
-            _ => {
-                format!("the gradient of stage {}'s input for microbatch {}", action.stage, action.microbatch)
-            }
-        };
+        let what = || action.made_in_words();
         let several = value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>();
         let mut values: Vec<Bound<'_, PyAny>> = if several { value.extract()? } else { vec![value.clone()] };
         let requires_grad = self.take_grads(&mut values)?;
@@ -263,7 +258,7 @@ impl PyCallables {
             (None, Some(array)) => library_of(array)?,
             _ => None,
         };
-        PyParcel::new(py, parcel, from_dlpack).map(Some)
+        PyParcel::new(py, parcel, from_dlpack, PyArray::new).map(Some)
     }
 
     /// Takes tensors of torch out of their graphs; which of them required grad.
@@ -302,8 +297,10 @@ impl PyCallables {
         inputs: Values<Parcel>,
         compute: &Arc<Stream>,
     ) -> PyResult<Values<Parcel>> {
+        // What has come is good for what `compute` is given from now on.
+        let array = |array| PyArray::on_device(array, compute.clone());
         let given = inputs.map(|parcel| {
-            parcel.map(|parcel| Bound::new(py, PyParcel::on_device(py, parcel, compute)?)).transpose()
+            parcel.map(|parcel| Bound::new(py, PyParcel::new(py, parcel, None, array)?)).transpose()
         });
         let [first, second] = given;
         let (first, second) = (first?, second?);
@@ -334,29 +331,20 @@ unsafe impl DlpackStream for OnStream {
 }
 
 impl PyParcel {
-    fn new(py: Python<'_>, parcel: Parcel, from_dlpack: Option<Py<PyAny>>) -> PyResult<PyParcel> {
-        let one = |array: Option<Arc<Array>>| array.map(|array| Py::new(py, PyArray::new(array))).transpose();
+    /// `array` makes each an array of Python's.
+    fn new(
+        py: Python<'_>,
+        parcel: Parcel,
+        from_dlpack: Option<Py<PyAny>>,
+        array: impl Fn(Arc<Array>) -> PyArray,
+    ) -> PyResult<PyParcel> {
+        let one = |given: Option<Arc<Array>>| given.map(|given| Py::new(py, array(given))).transpose();
         let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
         Ok(PyParcel {
             arrays,
             single: parcel.single,
             requires_grad: parcel.requires_grad,
             from_dlpack,
-        })
-    }
-
-    /// What has come to a GPU, good for what `compute` is given from now on.
-    #[cfg(feature = "cuda")]
-    fn on_device(py: Python<'_>, parcel: Parcel, compute: &Arc<Stream>) -> PyResult<PyParcel> {
-        let one = |array: Option<Arc<Array>>| {
-            array.map(|array| Py::new(py, PyArray::on_device(array, compute.clone()))).transpose()
-        };
-        let arrays = parcel.arrays.into_iter().map(one).collect::<PyResult<_>>()?;
-        Ok(PyParcel {
-            arrays,
-            single: parcel.single,
-            requires_grad: parcel.requires_grad,
-            from_dlpack: None,
         })
     }
 

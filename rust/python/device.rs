@@ -217,7 +217,7 @@ impl PyDeviceRank {
         let shared = self.shared.get();
         // SAFETY: the caller's stream is the one that its library computes on; it outlives what is computed there.
         let compute = unsafe { Stream::borrowed(&self.device, worker.get().stream()) };
-        let device_fault = |error| Some(Box::new(Fault::of(py, rank, device_error(error))));
+        let device_fault = |error| fault(py, rank, Broken::Device(error));
         let _entered = self.device.enter().map_err(device_fault)?;
         match &shared.same {
             Some(same) => {
@@ -241,43 +241,31 @@ pub fn run_all(
     worker: &Bound<'_, PyCallables>,
     device: &PyDeviceRank,
 ) -> Result<Vec<(Rank, Vec<Record>)>, Box<Fault>> {
-    let ranks = 0..program.rows().len();
-    let fault = |rank, error| Box::new(Fault::of(py, rank, device_error(error)));
-    let broken = |rank, broken: Broken<PyErr>| match broken {
-        Broken::Failure(failure) => {
-            Box::new(Fault::new(py, rank, failure).expect("nobody else can have failed"))
-        }
-        Broken::Device(error) => fault(rank, error),
-    };
+    let first = |rank, broken| fault(py, rank, broken).expect("no other rank can have stopped it");
     let shared = device.shared.get();
     let same = shared.same.as_ref().expect("who runs all ranks has made it for one device");
     // SAFETY: as in PyDeviceRank::run.
     let compute = unsafe { Stream::borrowed(&device.device, worker.get().stream()) };
-    let _entered = device.device.enter().map_err(|error| fault(0, error))?;
+    let _entered = device.device.enter().map_err(|error| first(0, Broken::Device(error)))?;
     let mut runners = Vec::new();
-    for rank in ranks {
+    for rank in 0..program.rows().len() {
         let worker = ArrayWorker { callables: worker.clone(), compute: compute.clone() };
         let port = same.port(rank, &compute, shared.board.seat(rank, || false));
-        runners.push(Runner::new(program, rank, worker, port, &compute).map_err(|error| fault(rank, error))?);
+        let runner = Runner::new(program, rank, worker, port, &compute);
+        runners.push(runner.map_err(|error| first(rank, Broken::Device(error)))?);
     }
     let mut done = vec![false; runners.len()];
     while done.contains(&false) {
         for (rank, runner) in runners.iter_mut().enumerate() {
             done[rank] = done[rank]
-                || runner.queue(Patience::Look).map_err(|error| broken(rank, error))? == Progress::Done;
+                || runner.queue(Patience::Look).map_err(|broken| first(rank, broken))? == Progress::Done;
         }
     }
     let mut rows = Vec::new();
     for (rank, runner) in runners.into_iter().enumerate() {
         let (_, mut waiting) = runner.split();
-        let records = py.detach(|| waiting.finish::<()>(device.timeout));
-        rows.push((
-            rank,
-            records.map_err(|error| match error {
-                Broken::Device(error) => fault(rank, error),
-                Broken::Failure(_) => unreachable!("all rows are queued, and nobody else can have failed"),
-            })?,
-        ));
+        let records = py.detach(|| waiting.finish(device.timeout));
+        rows.push((rank, records.map_err(|broken| first(rank, broken))?));
     }
     Ok(rows)
 }
@@ -292,20 +280,21 @@ fn drive<P: DevicePort + Send>(
     timeout: Duration,
 ) -> Result<Vec<Record>, Option<Box<Fault>>> {
     let worker = ArrayWorker { callables: worker.clone(), compute: compute.clone() };
-    let broken = |broken| match broken {
-        Broken::Failure(failure) => Fault::new(py, rank, failure).map(Box::new),
-        Broken::Device(error) => Some(Box::new(Fault::of(py, rank, device_error(error)))),
-    };
+    let told = |broken| fault(py, rank, broken);
     let port = Detaching { py, inner: port };
     let runner = Runner::new(program, rank, worker, port, compute);
-    let mut runner = runner.map_err(|error| broken(Broken::Device(error)))?;
-    let progress = runner.queue(Patience::Wait).map_err(broken)?;
+    let mut runner = runner.map_err(|error| told(Broken::Device(error)))?;
+    let progress = runner.queue(Patience::Wait).map_err(told)?;
     debug_assert_eq!(progress, Progress::Done);
     let (_, waiting) = runner.split();
     let mut waiting = waiting.with_port(|port| port.inner); // What waits without the GIL cannot hold it.
-    let records = py.detach(|| waiting.finish::<()>(timeout));
-    records.map_err(|error| match error {
+    py.detach(|| waiting.finish(timeout)).map_err(told)
+}
+
+/// Where and why a rank failed; `None` where another has.
+fn fault(py: Python<'_>, rank: Rank, broken: Broken<PyErr>) -> Option<Box<Fault>> {
+    match broken {
+        Broken::Failure(failure) => Fault::new(py, rank, failure).map(Box::new),
         Broken::Device(error) => Some(Box::new(Fault::of(py, rank, device_error(error)))),
-        Broken::Failure(_) => None, // The worker has ended: another rank has failed.
-    })
+    }
 }

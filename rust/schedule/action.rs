@@ -47,6 +47,15 @@ impl Action {
         Action { stage, kind, microbatch }
     }
 
+    /// What it makes, in words.
+    pub fn made_in_words(self) -> String {
+        let Action { stage, microbatch, kind } = self;
+        match kind {
+            Kind::F => format!("the output of stage {stage} for microbatch {microbatch}"),
+            _ => format!("the gradient of stage {stage}'s input for microbatch {microbatch}"),
+        }
+    }
+
     /// Makes a tensor for another stage, as an F, an I or a B does.
     pub fn tensor(self) -> Option<Tensor> {
         match self.kind {

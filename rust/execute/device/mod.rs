@@ -19,7 +19,7 @@ use super::{Patience, Stopped};
 use crate::array::{Array, Form, Layout, Parcel};
 use crate::cuda::DeviceError;
 use crate::cuda::driver::{Event, Memory, Stream};
-use crate::schedule::{Kind, Rank, Slot, Tensor};
+use crate::schedule::{Rank, Slot, Tensor};
 
 /// What is ordered, and why. Each has a test that takes it away and sees the software device report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,16 +190,8 @@ fn check_dense(tensor: Tensor, parcel: &Parcel) -> Result<(), DeviceError> {
         None => Ok(()),
         Some(array) => Err(DeviceError::Usage(format!(
             "{} is {}, whose elements do not lie side by side; hand over a contiguous copy",
-            in_words(tensor),
+            tensor.made_in_words(),
             array.layout
         ))),
-    }
-}
-
-fn in_words(tensor: Tensor) -> String {
-    let Tensor { stage, microbatch, kind } = tensor;
-    match kind {
-        Kind::F => format!("the output of stage {stage} for microbatch {microbatch}"),
-        _ => format!("the gradient of stage {stage}'s input for microbatch {microbatch}"),
     }
 }

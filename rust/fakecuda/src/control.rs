@@ -126,7 +126,6 @@ fn code(result: Res) -> c_int {
 
 /// A kernel that takes `duration` virtual seconds, touches what it says, and calls `function` (or nothing).
 #[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)]
 pub extern "C" fn fake_launch(
     stream: u64,
     reads: *const Range,

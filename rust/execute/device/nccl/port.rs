@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::channels::{Channels, Link};
 use crate::array::{Form, Parcel};
 use crate::cuda::DeviceError;
-use crate::cuda::driver::{Memory, Stream};
+use crate::cuda::driver::{Event, Memory, Stream};
 use crate::cuda::nccl::{Group, Progress};
 use crate::execute::device::step::DevicePort;
-use crate::execute::device::{Coming, Control, Flight, Order, check_dense, in_words, order, room};
+use crate::execute::device::{Coming, Control, Flight, Order, check_dense, order, room};
 use crate::execute::{Patience, Stopped, Transport};
 use crate::schedule::{Rank, Slot, Tensor};
 
@@ -93,15 +93,15 @@ impl<'a, C: Control> Port<'a, C> {
     fn queue_first(&mut self, from: Rank, patience: Patience) -> Result<bool, Stopped> {
         let Some(&tensor) = self.deferred.get(&from).and_then(VecDeque::front) else { return Ok(false) };
         let Some(form) = self.form(from, tensor, patience)? else { return Ok(false) };
-        let received = self.receive(from, tensor, &form);
+        let received = self.receive(from, tensor, form);
         self.note(received)?;
         self.deferred.entry(from).or_default().pop_front();
         Ok(true)
     }
 
-    fn receive(&mut self, from: Rank, tensor: Tensor, form: &Form) -> Result<(), Broken> {
-        let room = room(form, &self.link((from, self.channels.rank))?.0.stream)?;
-        let queued = self.queue_receive(from, form, &room).map_err(Broken::Device);
+    fn receive(&mut self, from: Rank, tensor: Tensor, form: Form) -> Result<(), Broken> {
+        let room = room(&form, &self.link((from, self.channels.rank))?.0.stream)?;
+        let queued = self.queue_receive(from, &form, &room).map_err(Broken::Device);
         match queued.and_then(|()| self.settle(from, self.channels.rank)) {
             Ok(()) => self.note_receive(from, tensor, form, room),
             Err(broken) => {
@@ -123,10 +123,10 @@ impl<'a, C: Control> Port<'a, C> {
         Ok(())
     }
 
-    fn note_receive(&mut self, from: Rank, tensor: Tensor, form: &Form, memory: Room) -> Result<(), Broken> {
+    fn note_receive(&mut self, from: Rank, tensor: Tensor, form: Form, memory: Room) -> Result<(), Broken> {
         let (link, _) = self.link((from, self.channels.rank))?;
         let received = Arc::new(link.stream.record()?);
-        self.coming.insert(tensor, Coming { form: form.clone(), memory, received });
+        self.coming.insert(tensor, Coming { form, memory, received });
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl<'a, C: Control> Port<'a, C> {
             Some(known) => Err(DeviceError::Usage(format!(
                 "{} is {form}, and was {known} in the step before; room for it was made ahead, so it must stay \
                  as it is",
-                in_words(tensor)
+                tensor.made_in_words()
             ))),
         }
     }
@@ -157,9 +157,10 @@ impl<'a, C: Control> Port<'a, C> {
         Ok(())
     }
 
-    fn queue_send(&self, to: Rank, tensor: Tensor) -> Result<(), DeviceError> {
+    /// `made`: where compute had come to once it had made the tensor.
+    fn queue_send(&self, to: Rank, tensor: Tensor, made: &Event) -> Result<(), DeviceError> {
         let (link, peer) = self.link((self.channels.rank, to))?;
-        order(Order::SendAfterCompute, &link.stream, &self.compute.record()?)?;
+        order(Order::SendAfterCompute, &link.stream, made)?;
         for array in self.flight[&to].parcel(tensor).arrays.iter().flatten() {
             let bytes = array.layout.bytes().expect("checked where it was made");
             if bytes > 0 {
@@ -225,7 +226,7 @@ impl<'a, C: Control> Port<'a, C> {
             self.channels.stuck.extend(rooms);
             return Err(broken);
         }
-        for ((&(from, tensor), form), room) in gathered.receives.iter().zip(&forms).zip(rooms) {
+        for ((&(from, tensor), form), room) in gathered.receives.iter().zip(forms).zip(rooms) {
             self.note_receive(from, tensor, form, room)?;
         }
         for (to, tensor) in sends {
@@ -250,7 +251,7 @@ impl<'a, C: Control> Port<'a, C> {
             self.queue_receive(from, form, room)?;
         }
         for &(to, tensor) in sends {
-            self.queue_send(to, tensor)?;
+            self.queue_send(to, tensor, &begin)?;
         }
         group.end()?;
         receives.iter().try_for_each(|&(from, _)| self.settle(from, own))?;
@@ -294,7 +295,7 @@ impl<C: Control> Transport for Port<'_, C> {
             self.release()?;
             self.declare(to, tensor, &value)?;
             self.keep(to, tensor, value)?;
-            self.queue_send(to, tensor)?;
+            self.queue_send(to, tensor, &self.compute.record()?)?;
             self.settle(own, to)?;
             self.note_send(to, tensor)
         })();

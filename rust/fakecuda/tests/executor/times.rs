@@ -75,30 +75,26 @@ pub fn assert_predicted(verified: &Verified, p2p: P2p, costs: &Costs, mode: Mode
     }
 }
 
-#[test]
-fn an_eager_step_takes_what_the_simulator_says() {
+/// Every family at a few sizes, with random costs and hops.
+fn assert_all_predicted(p2p: P2p, mode: Mode) {
     for seed in 0..if is_long() { 20 } else { 2 } {
         for family in names() {
             for ranks in [2, 3, 4] {
                 let Some(verified) = verified(family, ranks) else { continue };
                 let mut costs = costs(&verified, seed);
                 costs.p2p = Table::One(f64::from(seed as u32 % 4) / 1e3);
-                assert_predicted(&verified, P2p::Eager, &costs, Mode::Buffered, None);
+                assert_predicted(&verified, p2p, &costs, mode, None);
             }
         }
     }
 }
 
 #[test]
+fn an_eager_step_takes_what_the_simulator_says() {
+    assert_all_predicted(P2p::Eager, Mode::Buffered);
+}
+
+#[test]
 fn a_batched_step_takes_what_the_simulator_says() {
-    for seed in 0..if is_long() { 20 } else { 2 } {
-        for family in names() {
-            for ranks in [2, 3, 4] {
-                let Some(verified) = verified(family, ranks) else { continue };
-                let mut costs = costs(&verified, seed);
-                costs.p2p = Table::One(f64::from(seed as u32 % 4) / 1e3);
-                assert_predicted(&verified, P2p::Batched, &costs, Mode::Rendezvous, None);
-            }
-        }
-    }
+    assert_all_predicted(P2p::Batched, Mode::Rendezvous);
 }
