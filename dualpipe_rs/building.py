@@ -41,13 +41,6 @@ def check_transport(transport: Any) -> None:
         )
 
 
-def on_gpu(group: Any, rank: int, module: nn.Module, timeout: float) -> Any:
-    """What runs the steps of a pipeline on its GPU."""
-    from dualpipe_rs.on_gpu import GpuSteps
-
-    return GpuSteps(group, rank, device_of(module), timeout)
-
-
 def group(given: Any, **options: Any) -> Any:
     """The ranks, as threads or as processes: what both have is rank, size, step, exchange, refuse."""
     distributed = torch.distributed

@@ -24,10 +24,6 @@ BackwardWeight = Callable[[int, int], object]
 ForwardBackward = Callable[[int, int, Value, int, int, Value], tuple[Value, Value]]
 
 
-#: The depth of rendezvous P2P where nothing else is said.
-_DEPTH = 2
-
-
 class Executor:
     """Runs a schedule: calls plain functions in its order, and carries arrays between stages by DLPack.
 
@@ -227,8 +223,9 @@ def _order(given: Any, p2p: str | None) -> tuple[Schedule, str]:
         )
     if p2p not in (None, given.p2p):
         raise UsageError(f"p2p is {p2p!r}, and the program is lowered for {given.p2p!r}; leave p2p out")
-    if given.depth not in (None, _DEPTH):
-        raise UsageError(f"the program is lowered for depth={given.depth}; an Executor runs depth={_DEPTH}")
+    depth = given.schedule.lower(given.p2p).depth
+    if given.depth != depth:
+        raise UsageError(f"the program is lowered for depth={given.depth}; an Executor runs depth={depth}")
     return given.schedule, given.p2p
 
 

@@ -30,13 +30,13 @@ from dualpipe_rs.building import (
     device_of,
     edges,
     group,
-    on_gpu,
     own_rank,
 )
 from dualpipe_rs.declared import Declared, declared
 from dualpipe_rs.errors import RankError, UsageError
 from dualpipe_rs.local import claim_modules, current_group
 from dualpipe_rs.logs import log_step
+from dualpipe_rs.on_gpu import GpuSteps
 from dualpipe_rs.replicas import Replicas, clipping, zero
 from dualpipe_rs.replicas.data_parallel import unwrapped
 from dualpipe_rs.replicas.sharding import check_sharding
@@ -139,7 +139,9 @@ class Pipeline(nn.Module):
         with self._or_refuse():
             self.rank = own_rank(self.group, rank_mapping)
             self._build(modules, data_parallel_group, tied, transport)
-            self._on_gpu = on_gpu(self.group, self.rank, self.module, timeout) if transport else None
+            self._on_gpu = (
+                GpuSteps(self.group, self.rank, device_of(self.module), timeout) if transport else None
+            )
             if split_weight_grad:
                 wg.split_weight_grad(self.module)
 

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dualpipe_rs.distributed.board import Place
+from dualpipe_rs.distributed.in_step import InStep
 from dualpipe_rs.distributed.wire import Lost
 
 #: How long to sleep between two looks at the store, in seconds.
 _PAUSE = 5e-4
 
 
-class GpuWire:
+class GpuWire(InStep):
     """The group's part in one step of a rank on a GPU.
 
     Args:
@@ -30,6 +30,9 @@ class GpuWire:
         timeout: how long to wait for another rank, in seconds.
     """
 
+    in_slot = "queues its work, or waits for its GPU"
+    waiting = "waits to hear what {tensor} from rank {rank} will be"
+
     def __init__(
         self,
         rank: int,
@@ -40,35 +43,12 @@ class GpuWire:
         check_interrupts: Callable[[], None],
         timeout: float,
     ) -> None:
-        self._timeout = timeout
-        self._rank = rank
+        super().__init__(rank, others_failed, check_interrupts)
         self._store = store
         self._step = step
-        self._others_failed = others_failed
-        self._check_interrupts = check_interrupts
-        self._slot: tuple[int, str] | tuple[None, None] = (None, None)
-        self._waits: tuple[int, str] | None = None
-        self._since = time.monotonic()
-
-    def place(self) -> Place:
-        """What the rank is at; may be asked from another thread."""
-        (index, action), waits, seconds = self._slot, self._waits, time.monotonic() - self._since
-        if waits is not None:
-            doing = f"waits to hear what {waits[1]} from rank {waits[0]} will be"
-            return Place(self._rank, doing, seconds, index, action, *waits)
-        doing = "begins its step" if index is None else "queues its work, or waits for its GPU"
-        return Place(self._rank, doing, seconds, index, action)
-
-    def finish(self) -> None:
-        """Nothing is left to be done: the executor has waited for all of it."""
+        self._timeout = timeout
 
     # -- what the executor calls ------------------------------------------------------------------
-
-    def enter(self, index: int, action: str) -> bool:
-        """The rank comes to a slot; whether it is to go on."""
-        self._slot, self._since = (index, action), time.monotonic()
-        self._check_interrupts()
-        return not self._others_failed()
 
     def failed(self) -> bool:
         """Whether another rank has failed."""

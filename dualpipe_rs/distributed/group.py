@@ -27,6 +27,7 @@ from dualpipe_rs._core import Callables, DeviceRank, Schedule, Timeline
 from dualpipe_rs.distributed.board import Board, Fault, Place
 from dualpipe_rs.distributed.diagnosis import diagnosed
 from dualpipe_rs.distributed.gpu_wire import GpuWire
+from dualpipe_rs.distributed.in_step import InStep
 from dualpipe_rs.distributed.interrupts import Interrupts
 from dualpipe_rs.distributed.joining import join, rounds_of
 from dualpipe_rs.distributed.layouts import Table
@@ -91,7 +92,7 @@ class DistributedGroup:
         self._lost: RankError | None = None
         self._in_step = False
         self._doing: tuple[str, float] = ("builds its pipeline", time.monotonic())
-        self._wire: Wire | GpuWire | None = None
+        self._wire: InStep | None = None
         self._steps_on_gpu = 0
         self._kind_on_gpu: Any = None
         self._interrupts = Interrupts()
@@ -233,7 +234,7 @@ class DistributedGroup:
             wire, schedule, lambda: _core.run_rank_on(schedule, functions, place, wire, rank, p2p)
         )
 
-    def _inside(self, wire: Wire | GpuWire, schedule: Schedule, run: Callable[[], Any]) -> Timeline | None:
+    def _inside(self, wire: InStep, schedule: Schedule, run: Callable[[], Any]) -> Timeline | None:
         self._wire = wire
         self._in_step = True
         try:
@@ -314,7 +315,7 @@ class DistributedGroup:
 
     # -- a step, inside ---------------------------------------------------------------------------
 
-    def _run(self, schedule: Schedule, wire: Wire | GpuWire, run: Callable[[], Any]) -> Timeline | None:
+    def _run(self, schedule: Schedule, wire: InStep, run: Callable[[], Any]) -> Timeline | None:
         zero = time.perf_counter()
         records, error = None, None
         try:

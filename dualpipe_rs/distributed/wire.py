@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dualpipe_rs.batch import Values
-from dualpipe_rs.distributed.board import Place
+from dualpipe_rs.distributed.in_step import InStep
 from dualpipe_rs.distributed.layouts import HEADER, Layout, Table, decode, encode, fitted, layout_of
 from dualpipe_rs.distributed.links import Links, Work
 from dualpipe_rs.errors import Error
@@ -48,7 +48,7 @@ class _Send:
     works: list[Work] = field(default_factory=list)
 
 
-class Wire:
+class Wire(InStep):
     """The channels of one rank in one step.
 
     Args:
@@ -75,41 +75,20 @@ class Wire:
         check_interrupts: Callable[[], None],
         failed: Callable[[BaseException | None], bool],
     ) -> None:
+        super().__init__(rank, others_failed, check_interrupts)
         self.failed = failed
         #: The layouts that this step has shown.
         self.seen: dict[str, Layout] = {}
-        self._rank = rank
         self._members = members
         self._links = links
         self._table = table
         self._device = device
-        self._others_failed = others_failed
-        self._check_interrupts = check_interrupts
         self._receives: dict[str, _Receive] = {}
         self._unannounced: defaultdict[int, deque[str]] = defaultdict(deque)
         self._sends: defaultdict[int, deque[_Send]] = defaultdict(deque)
         self._arrived: defaultdict[int, int] = defaultdict(int)
-        # What the rank is at: the slot it is or was in, and the (rank, tensor) it waits for.
-        self._slot: tuple[int, str] | tuple[None, None] = (None, None)
-        self._waits: tuple[int, str] | None = None
-        self._since = time.monotonic()
-
-    def place(self) -> Place:
-        """What the rank is at; may be asked from another thread."""
-        (index, action), waits, seconds = self._slot, self._waits, time.monotonic() - self._since
-        if waits is not None:
-            doing = f"waits for {waits[1]} from rank {waits[0]}"
-            return Place(self._rank, doing, seconds, index, action, *waits)
-        doing = "begins its step" if index is None else "computes"
-        return Place(self._rank, doing, seconds, index, action)
 
     # -- what the interpreter calls ---------------------------------------------------------------
-
-    def enter(self, index: int, action: str) -> bool:
-        """The rank comes to a slot; whether it is to go on."""
-        self._slot, self._waits, self._since = (index, action), None, time.monotonic()
-        self._check_interrupts()
-        return not self._others_failed()
 
     def post(self, source: int, key: str) -> None:
         """Makes room for a tensor."""
