@@ -49,6 +49,14 @@ class Stages:
             "backward_weight": lambda *_: None,
         }
 
+    def callables(self) -> _core.Callables:
+        """The same as an executor has them, for what runs below it."""
+        device = self.device
+        functions = [*self.functions().values(), None]
+        made = _core.Callables(self.last + 1, *functions, from_dlpack(device), device.index)
+        made.set_stream(device.stream)
+        return made
+
     def read(self) -> dict[int, list[float]]:
         return {m: array.read() for m, array in self.made.items()}
 
@@ -162,13 +170,7 @@ def a_control_of_python() -> None:
         rank = group.rank()
         device = Device(rank)
         stages = Stages(schedule, device)
-        functions = _core.Callables(
-            schedule.num_stages,
-            *(stages.forward, stages.backward, stages.backward, lambda *_: None, None),
-            from_dlpack(device),
-            rank,
-        )
-        functions.set_stream(device.stream)
+        functions = stages.callables()
         place = _core.DeviceRank(rank, _core.DeviceShared(None), 20.0)
         place.start(rank, ids, "edge", None)
         while not place.poll():
@@ -212,13 +214,7 @@ def a_process_group_of_one() -> None:
     schedule = dp.schedule("dualpipev", 1, 4)
     device = Device(0)
     stages = Stages(schedule, device)
-    functions = _core.Callables(
-        schedule.num_stages,
-        *(stages.forward, stages.backward, stages.backward, lambda *_: None, None),
-        from_dlpack(device),
-        0,
-    )
-    functions.set_stream(device.stream)
+    functions = stages.callables()
     place = Place(group, 0, 0, sharing="edge", max_ctas=None, timeout=20.0).open(schedule, "eager")
     for _ in range(2):
         timeline = group.step(schedule, Signed(), 0, "", "eager", (functions, place))

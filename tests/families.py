@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from conftest import Shape
+from conftest import Shape, nearest_size
 
 import dualpipe_rs as dp
 
@@ -111,3 +111,11 @@ def some(items: Sequence[Item], part: float) -> list[Item]:
     if LONG:
         return list(items)
     return random.Random(0).sample(items, max(1, round(len(items) * part)))
+
+
+def sized(family: str, ranks: int, microbatches: int) -> dp.Schedule:
+    """A family's order of this size, or of the nearest that it has."""
+    try:
+        return dp.schedule(family, ranks, microbatches)
+    except dp.SizeError as error:
+        return dp.schedule(family, *nearest_size(str(error)))

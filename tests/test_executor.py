@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import nearest_size
-from families import FAMILIES
+from families import FAMILIES, sized
 from numpy.typing import NDArray
 
 import dualpipe_rs as dp
@@ -97,17 +96,10 @@ def assert_equal(one: Mlp, other: Mlp) -> None:
     assert not one.late
 
 
-def sized(family: str, ranks: int) -> dp.Schedule:
-    try:
-        return dp.schedule(family, ranks, 3 * ranks)
-    except dp.SizeError as error:
-        return dp.schedule(family, *nearest_size(str(error)))
-
-
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_serial_with_all_ranks_on_one_thread(family: str, ranks: int) -> None:
-    schedule = sized(family, ranks)
+    schedule = sized(family, ranks, 3 * ranks)
     serial = Mlp(schedule.num_stages, schedule.num_microbatches).serially()
     for p2p in ("eager", "batched", "rendezvous"):
         mlp = Mlp(schedule.num_stages, schedule.num_microbatches)
@@ -119,7 +111,7 @@ def test_every_family_equals_serial_with_all_ranks_on_one_thread(family: str, ra
 
 @pytest.mark.parametrize("family", ["1f1b", "dualpipe", "dualpipev", "zb-h1", "hanayo"])
 def test_ranks_on_threads_equal_serial_step_after_step(family: str) -> None:
-    schedule = sized(family, 4)
+    schedule = sized(family, 4, 12)
     serial = Mlp(schedule.num_stages, schedule.num_microbatches).serially().serially()
 
     def rank_main(group: dp.LocalGroup) -> Mlp:

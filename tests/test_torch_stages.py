@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch_stages as stages
-from families import FAMILIES
-from torch_stages import assert_equal, carried, serial, sized
+from families import FAMILIES, sized
+from torch_stages import assert_equal, carried, serial
 
 import dualpipe_rs as dp
 
@@ -14,14 +14,14 @@ import dualpipe_rs as dp
 @pytest.mark.parametrize("p2p", ["eager", "batched"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_serial(family: str, p2p: str) -> None:
-    schedule = sized(family, 2)
+    schedule = sized(family, 2, 4)
     expected = serial(schedule, 2)
     assert_equal(stages.on_threads(schedule, ["cpu"] * schedule.num_ranks, p2p=p2p), expected)
     assert_equal(stages.on_one_thread(schedule, "cpu", p2p=p2p), expected)
 
 
 def test_a_wrong_gradient_is_seen() -> None:
-    schedule = sized("1f1b", 2)
+    schedule = sized("1f1b", 2, 4)
     made = serial(schedule)
     made[0][0, 0] *= 1 + 1e-9
     with pytest.raises(AssertionError):
@@ -29,7 +29,7 @@ def test_a_wrong_gradient_is_seen() -> None:
 
 
 def test_after_a_failure_the_next_step_is_right() -> None:
-    schedule = sized("1f1b", 3)
+    schedule = sized("1f1b", 3, 6)
     assert_equal(stages.fail_then_go_on(schedule, ["cpu"] * 3), serial(schedule))
 
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from conftest import nearest_size
 from torch import Tensor
 
 import dualpipe_rs as dp
@@ -20,14 +19,6 @@ WIDTH, ROWS = 5, 3
 EQUAL = 1e-12
 #: Long enough for a machine that is busy; a hang is told of nonetheless.
 TIMEOUT = 60.0
-
-
-def sized(family: str, ranks: int) -> dp.Schedule:
-    """The family's order for so many ranks, or the nearest size that it has."""
-    try:
-        return dp.schedule(family, ranks, 2 * ranks)
-    except dp.SizeError as error:
-        return dp.schedule(family, *nearest_size(str(error)))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch_stages as stages
-from families import FAMILIES
-from torch_stages import assert_arrived, assert_equal, carried, serial, sized
+from families import FAMILIES, sized
+from torch_stages import assert_arrived, assert_equal, carried, serial
 
 import dualpipe_rs as dp
 from dualpipe_rs import _core
@@ -62,7 +62,7 @@ def test_nccl_starts_and_ends_a_communicator() -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_serial_with_all_ranks_on_one_gpu(family: str, ranks: int, p2p: str) -> None:
-    schedule = sized(family, ranks)
+    schedule = sized(family, ranks, 2 * ranks)
     made = stages.on_threads(schedule, all_on_one(schedule.num_ranks), p2p=p2p)
     assert_equal(made, serial(schedule, 2))
 
@@ -70,13 +70,13 @@ def test_every_family_equals_serial_with_all_ranks_on_one_gpu(family: str, ranks
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_serial_with_all_ranks_on_one_thread(family: str, ranks: int) -> None:
-    schedule = sized(family, ranks)
+    schedule = sized(family, ranks, 2 * ranks)
     assert_equal(stages.on_one_thread(schedule, "cuda:0"), serial(schedule, 2))
 
 
 def test_the_default_stream_serves_too() -> None:
     """Neither ``stream`` nor torch's stream context is given: the functions compute on the legacy stream."""
-    schedule = sized("1f1b", 2)
+    schedule = sized("1f1b", 2, 4)
     own = stages.Stages(schedule, "cuda:0")
     dp.Executor(schedule, **own.functions(), device=0, timeout=stages.TIMEOUT).step()
     assert_equal(own.gradients(), serial(schedule))
@@ -96,7 +96,7 @@ def test_the_default_stream_serves_too() -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_serial_over_nccl(family: str, ranks: int, options: dict[str, Any]) -> None:
-    schedule = sized(family, ranks)
+    schedule = sized(family, ranks, 2 * ranks)
     made = stages.on_threads(schedule, one_each(schedule.num_ranks), **options)
     assert_equal(made, serial(schedule, 2))
 
@@ -105,12 +105,12 @@ def test_every_family_equals_serial_over_nccl(family: str, ranks: int, options: 
 
 
 def test_after_a_failure_on_one_gpu_the_next_step_is_right() -> None:
-    schedule = sized("1f1b", 3)
+    schedule = sized("1f1b", 3, 6)
     assert_equal(stages.fail_then_go_on(schedule, all_on_one(3)), serial(schedule))
 
 
 def test_after_a_failure_over_nccl_the_next_step_is_right() -> None:
-    schedule = sized("1f1b", 2)
+    schedule = sized("1f1b", 2, 4)
     assert_equal(stages.fail_then_go_on(schedule, one_each(2)), serial(schedule))
 
 
