@@ -15,14 +15,18 @@ pub struct Network {
     receives: Option<Vec<Receive>>,
 }
 
-/// A receive: who posts it, the slot that takes what it brings, and after which node it is posted (at the very start
-/// where there is none).
+/// A receive: who posts it, the slot that takes what it brings, and the slot that makes that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receive {
     pub rank: Rank,
     pub slot: usize,
     pub from: Rank,
+    /// The index of a slot of `from`.
+    pub made_in: usize,
+    /// After which node it is posted; at the very start where there is none.
     pub posted: Input,
+    /// When what it brings is there.
+    pub arrives: Input,
 }
 
 /// 20 bytes: there is one for each slot.
@@ -108,17 +112,29 @@ impl Network {
         self.receives = Some(receives);
     }
 
-    /// Every tensor that a rank takes from another.
+    /// Every tensor that a rank takes from another; those of one rank in the order of its slots, and of their actions.
     pub fn receives(&self) -> Vec<Receive> {
-        let sent = |node: &Node| {
-            let (rank, slot) = (node.rank(), node.index()?);
-            let senders = node.inputs.into_iter().filter(|input| input.is_hop()).filter_map(Input::node);
-            let receive = move |(sender, from)| Receive { rank, slot, from, posted: Input::after(sender) };
-            Some(senders.map(|sender| (sender, self.nodes[sender].rank())).map(receive).collect::<Vec<_>>())
-        };
         match &self.receives {
             Some(receives) => receives.clone(),
-            None => self.nodes.iter().filter_map(sent).flatten().collect(),
+            None => self.nodes.iter().flat_map(|node| self.sent_to(node)).collect(),
         }
+    }
+
+    /// What comes to a node where no receives are posted.
+    fn sent_to(&self, node: &Node) -> impl Iterator<Item = Receive> {
+        let (rank, slot) = (node.rank(), node.index());
+        let hops = node.inputs.into_iter().filter(|input| input.is_hop());
+        hops.filter_map(move |arrives| {
+            let sender = arrives.node()?;
+            let (from, made_in) = (self.nodes[sender].rank(), self.nodes[sender].index()?);
+            Some(Receive {
+                rank,
+                slot: slot?,
+                from,
+                made_in,
+                posted: Input::after(sender),
+                arrives,
+            })
+        })
     }
 }

@@ -146,13 +146,13 @@ class Simulator:
         }
         while True:
             before = dict(run.sent), dict(run.posted)
-            left = self._departures(run)
+            left = self.departures(run)
             for rank in ranks:
                 self._carry_out(rank, run, left, hops, took)
             if before == (run.sent, run.posted):
                 return self._finished(run, costs)
 
-    def _departures(self, run: Run) -> dict[str, float]:
+    def departures(self, run: Run) -> dict[str, float]:
         left: dict[str, float] = {}
         for tensors in self.edges.values():
             free = 0.0

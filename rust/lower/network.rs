@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::{Instruction, P2p, Program, Side, Transfer};
 use crate::network::{Input, Network, Node, Receive};
-use crate::schedule::{Rank, Slot, Tensor};
+use crate::schedule::{Action, Rank, Slot, Tensor};
 
 pub(super) fn of(program: &Program) -> Network {
     let ranks = program.rows().len();
@@ -41,6 +41,8 @@ struct Way {
     posted: Option<Input>,
     /// The node after which only the hop is left; in a commit, of its arrival.
     there: Option<usize>,
+    /// The index of the slot that makes it.
+    made_in: usize,
 }
 
 struct Run<'a> {
@@ -118,12 +120,22 @@ impl Run<'_> {
             [self.last[rank], waited.next().unwrap_or(Input::NONE), waited.next().unwrap_or(Input::NONE)];
         drop(waited);
         self.last[rank] = Input::after(self.network.push(Node::slot(rank, index, inputs)));
+        for tensor in slot.actions().filter_map(Action::tensor) {
+            self.way(tensor).made_in = index;
+        }
+        self.receive(rank, index, slot);
+    }
+
+    /// Notes what a slot took from other ranks.
+    fn receive(&mut self, rank: Rank, index: usize, slot: Slot) {
         let shape = *self.program.shape();
-        for tensor in slot.actions().filter_map(|action| shape.input(action)) {
-            if let Some(posted) = self.way(tensor).posted {
-                let from = shape.rank_of(tensor.stage, tensor.microbatch);
-                self.receives.push(Receive { rank, slot: index, from, posted });
-            }
+        for tensor in shape.incoming(rank, slot) {
+            let Way { posted: Some(posted), there: Some(there), made_in, .. } = *self.way(tensor) else {
+                continue; // Under eager none is posted.
+            };
+            let arrives = if self.holds_edges { Input::a_hop_after(there) } else { Input::after(there) };
+            let from = shape.rank_of(tensor.stage, tensor.microbatch);
+            self.receives.push(Receive { rank, slot: index, from, made_in, posted, arrives });
         }
     }
 

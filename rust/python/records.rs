@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 
 use crate::overlap::Laid;
 use crate::simulate::Summary;
-use crate::timeline::{Closing, Held, Span, Wait};
+use crate::timeline::{Closing, Held, Span, Transfer, Wait};
 
 /// Finds numpy, before any heavy work. The binding finds it at the first array by itself, but takes a Ctrl-C that is
 /// pending then for a failure, and panics.
@@ -130,6 +130,51 @@ impl From<Wait> for WaitRecord {
             reserved: 0,
             start: wait.time.start,
             end: wait.time.end,
+        }
+    }
+}
+
+/// [`Transfer`] as numpy has it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TransferRecord {
+    source: u32,
+    source_slot: u32,
+    rank: u32,
+    slot: u32,
+    kind: char,
+    stage: u32,
+    microbatch: u32,
+    reserved: u32,
+    start: f64,
+    end: f64,
+}
+
+record!(TransferRecord {
+    source: "u4" as "source",
+    source_slot: "u4" as "source_slot",
+    rank: "u4" as "rank",
+    slot: "u4" as "slot",
+    kind: "U1" as "kind",
+    stage: "u4" as "stage",
+    microbatch: "u4" as "microbatch",
+    start: "f8" as "start",
+    end: "f8" as "end",
+});
+
+impl From<Transfer> for TransferRecord {
+    fn from(transfer: Transfer) -> Self {
+        TransferRecord {
+            source: transfer.source as u32,
+            source_slot: transfer.source_slot as u32,
+            rank: transfer.rank as u32,
+            slot: transfer.slot as u32,
+            kind: transfer.action.kind.letter(),
+            stage: transfer.action.stage.into(),
+            microbatch: transfer.action.microbatch,
+            reserved: 0,
+            start: transfer.time.start,
+            end: transfer.time.end,
         }
     }
 }

@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use super::costs::PyCosts;
 use super::errors::{self, UsageError};
 use super::many::watched;
-use super::records::{ClosingRecord, WaitRecord};
+use super::records::{ClosingRecord, TransferRecord, WaitRecord};
 use crate::formats::grid;
 use crate::simulate::{Change, sensitivity};
 use crate::timeline::{CAUSES, Held, Span, Timeline};
@@ -215,6 +215,18 @@ impl PyTimeline {
         let held = py.detach(|| self.0.memory(costs.map(|costs| &costs.0)))?;
         let peak = |held: &Vec<Held>| held.iter().map(Held::total).fold(0.0, f64::max);
         Ok(held.iter().map(peak).collect::<Vec<f64>>().into_pyarray(py))
+    }
+
+    /// Every tensor that went from one rank to another, by the rank and slot that took it: a structured array of
+    /// source and source_slot (the rank that made it, and its slot there), rank and slot (that took it), kind, stage
+    /// and microbatch of the action that made it, start (when it was made) and end (when it arrived, under the P2P
+    /// semantics that were simulated). A measured timeline does not know arrivals: there end is the start of the slot
+    /// that took the tensor. What a rank hands to itself is not in it.
+    #[getter]
+    fn transfers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<TransferRecord>>> {
+        let transfers = py.detach(|| self.0.transfers())?;
+        let records: Vec<_> = transfers.into_iter().map(TransferRecord::from).collect();
+        Ok(records.into_pyarray(py))
     }
 
     /// What each rank does after its last slot: a structured array of start, exchanged (when gradients have been

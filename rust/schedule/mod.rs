@@ -69,9 +69,8 @@ impl Schedule {
         let shape = self.shape;
         let mut counts = vec![0; shape.ranks() * shape.ranks()];
         for (to, row) in self.rows.iter().enumerate() {
-            for tensor in row.iter().flat_map(Slot::actions).filter_map(|action| shape.input(action)) {
-                let from = shape.rank_of(tensor.stage, tensor.microbatch);
-                counts[from * shape.ranks() + to] += u32::from(from != to);
+            for tensor in row.iter().flat_map(|&slot| shape.incoming(to, slot)) {
+                counts[shape.rank_of(tensor.stage, tensor.microbatch) * shape.ranks() + to] += 1;
             }
         }
         counts

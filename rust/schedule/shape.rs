@@ -2,7 +2,7 @@
 //! what it waits for. Everything else (verifier, simulator, lowering, drawing) asks these two and spells out no
 //! rule of its own.
 
-use super::{Action, Kind, Microbatch, Rank, Stage, Tensor};
+use super::{Action, Kind, Microbatch, Rank, Slot, Stage, Tensor};
 use crate::error::Error;
 
 /// The most actions that a schedule may hold: 2²⁷ of them take 2 GiB.
@@ -190,6 +190,13 @@ impl Shape {
     /// The tensor that `action` takes from another stage, if it takes one.
     pub fn input(&self, action: Action) -> Option<Tensor> {
         self.dependencies(action).find(|needed| needed.stage != action.stage)
+    }
+
+    /// The tensors that a slot of this rank takes from other ranks, in the order of its actions.
+    pub fn incoming(&self, rank: Rank, slot: Slot) -> impl Iterator<Item = Tensor> + use<> {
+        let shape = *self;
+        let taken = slot.actions().filter_map(move |action| shape.input(action));
+        taken.filter(move |tensor| shape.rank_of(tensor.stage, tensor.microbatch) != rank)
     }
 
     /// A dense index of tensors, below [`Shape::tensors`].

@@ -7,14 +7,14 @@
 use super::{Origin, Timeline};
 use crate::costs::Hops;
 use crate::error::Error;
-use crate::network::{Network, Node};
+use crate::network::{Input, Network, Node};
 use crate::schedule::Rank;
 
 /// A network with the times of its nodes.
 pub(super) struct Timed<'a> {
     timeline: &'a Timeline,
     pub network: &'a Network,
-    hops: Option<Hops>,
+    pub hops: Option<Hops>,
     starts: Vec<f64>,
     pub ends: Vec<f64>,
     /// The node of each rank's last slot.
@@ -87,13 +87,16 @@ impl<'a> Timed<'a> {
 
     /// The inputs of a node, and when each lets it start.
     fn inputs(&self, node: &Node) -> impl Iterator<Item = (usize, f64)> {
-        let inputs = node.inputs.into_iter().filter_map(|input| Some((input.node()?, input.is_hop())));
         let to = node.rank();
-        inputs.map(move |(from, is_hop)| {
-            let hops = self.hops.as_ref().filter(|_| is_hop);
-            let hop = hops.map_or(0.0, |hops| hops.between(self.network.nodes()[from].rank(), to));
-            (from, self.ends[from] + hop)
-        })
+        node.inputs.into_iter().filter_map(move |input| Some((input.node()?, self.lets(input, to)?)))
+    }
+
+    /// When an input lets a rank go on: at the end of its node, or a hop later, as far as hops are known.
+    pub fn lets(&self, input: Input, to: Rank) -> Option<f64> {
+        let from = input.node()?;
+        let hops = self.hops.as_ref().filter(|_| input.is_hop());
+        let hop = hops.map_or(0.0, |hops| hops.between(self.network.nodes()[from].rank(), to));
+        Some(self.ends[from] + hop)
     }
 
     /// The input that lets a node start last; of several, the first, which is the rank's own.

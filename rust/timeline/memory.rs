@@ -83,7 +83,7 @@ impl Timeline {
     fn received(&self, bytes: &Bytes) -> Result<Vec<Vec<Change>>, Error> {
         let mut changes = vec![Vec::new(); self.ranks()];
         let timed = Timed::new(self)?;
-        for Receive { rank, slot, from, posted } in timed.network.receives() {
+        for Receive { rank, slot, from, posted, .. } in timed.network.receives() {
             let size = bytes.p2p.at(from, rank);
             let posted = posted.node().map_or(self.start(), |node| timed.ends[node]);
             let used = self.times_of(rank)[slot].end;

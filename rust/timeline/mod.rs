@@ -2,7 +2,7 @@
 //! compared by the same code.
 //!
 //! Here are the numbers; span.rs has each action as a record, waits.rs the idle time by cause, critical.rs the
-//! critical path and the slack, memory.rs the bytes over time.
+//! critical path and the slack, memory.rs the bytes over time, transfers.rs the tensors between ranks.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -16,10 +16,12 @@ use crate::verify::Verified;
 mod critical;
 mod memory;
 mod span;
+mod transfers;
 mod waits;
 
 pub use memory::Held;
 pub use span::Span;
+pub use transfers::Transfer;
 pub use waits::{CAUSES, Cause, Wait};
 
 /// A start and an end.

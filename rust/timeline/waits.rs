@@ -169,9 +169,7 @@ impl Gaps<'_> {
 
     /// The action that makes what `taker` takes from another rank.
     fn maker(&self, taker: Action, maker: &Node) -> Option<Action> {
-        let schedule = self.timeline.verified().schedule();
-        let tensor = schedule.shape().input(taker);
-        let mut made_in = schedule.rows()[maker.rank()][maker.index()?].actions();
-        made_in.find(|action| action.tensor() == tensor)
+        let tensor = self.timeline.shape().input(taker)?;
+        self.timeline.maker(tensor, maker.rank(), maker.index()?)
     }
 }
