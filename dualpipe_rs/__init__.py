@@ -49,24 +49,27 @@ if TYPE_CHECKING:
     __version__: str
     from dualpipe_rs import cuda, utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
+    from dualpipe_rs.drawing import View, visualize_schedule
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.profiling import profile_schedule
     from dualpipe_rs.replicas.grad_scaler import GradScaler
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
 
-# Where the names that need torch live.
+# Where the names live that are imported when first asked for; most need torch.
 _LAZY = {
     "DualPipe": "pipeline",
     "DualPipeV": "pipeline",
     "GradScaler": "replicas.grad_scaler",
     "Pipeline": "pipeline",
+    "View": "drawing",
     "WeightGradStore": "weight_grad",
     "partition": "partitioning",
     "profile_schedule": "profiling",
     "set_p2p_tensor_dtype": "declared",
     "set_p2p_tensor_shapes": "declared",
     "split_weight_grad": "weight_grad",
+    "visualize_schedule": "drawing",
 }
 
 __all__ = [
@@ -91,6 +94,7 @@ __all__ = [
     "SizeError",
     "Timeline",
     "UsageError",
+    "View",
     "Violation",
     "WeightGradStore",
     "compare",
@@ -107,6 +111,7 @@ __all__ = [
     "simulate_many",
     "split_weight_grad",
     "utils",
+    "visualize_schedule",
 ]
 
 

@@ -36,6 +36,7 @@ pub mod generate;
 pub mod lower;
 pub mod network;
 pub mod overlap;
+pub mod picture;
 pub mod schedule;
 pub mod simulate;
 pub mod timeline;

@@ -16,6 +16,7 @@ mod formula;
 mod local_group;
 mod many;
 mod numbers;
+mod picture;
 mod program;
 mod records;
 mod remote;
@@ -51,6 +52,8 @@ mod core_module {
     use super::local_group::{PyLocalGroup, local_groups, run_ranks};
     #[pymodule_export]
     use super::many::{jitter, simulate_many};
+    #[pymodule_export]
+    use super::picture::PyPicture;
     #[pymodule_export]
     use super::program::PyProgram;
     #[pymodule_export]

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::costs::PyCosts;
 use super::errors::{self, UsageError, count, index, positive, schedule_error};
+use super::picture;
 use super::program::{PyProgram, words};
 use super::records::find_numpy;
 use super::timeline::PyTimeline;
@@ -56,8 +57,17 @@ impl PySchedule {
 
     /// Verifies once; the verdict is kept.
     pub fn verified(&self, py: Python<'_>) -> PyResult<&Verified> {
+        self.verdict(py).map_err(|violations| schedule_error(py, &self.schedule, violations))
+    }
+
+    /// The same, without words.
+    pub fn verdict(&self, py: Python<'_>) -> Result<&Verified, &Violations> {
         let verdict = py.detach(|| self.verified.get_or_init(|| verify(self.schedule.clone())));
-        verdict.as_ref().map_err(|violations| schedule_error(py, &self.schedule, violations))
+        verdict.as_ref().map_err(|violations| violations.as_ref())
+    }
+
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// Lowers once for each semantics.
@@ -286,6 +296,40 @@ impl PySchedule {
     fn lower(slf: &Bound<'_, Self>, p2p: &str, depth: Option<&Bound<'_, PyAny>>) -> PyResult<PyProgram> {
         let program = slf.get().program(slf.py(), errors::p2p(p2p, depth)?)?;
         Ok(PyProgram { program, schedule: slf.clone().unbind() })
+    }
+
+    /// Shows the schedule with unit costs (F = I = W = 1), and others below it: a `View`, as `Timeline.show` gives it.
+    /// One that breaks rules is drawn as its rows stand, with the cells marked.
+    #[pyo3(signature = (*others, **options))]
+    fn show<'py>(
+        slf: &Bound<'py, Self>,
+        others: &Bound<'py, PyTuple>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        picture::show(slf.as_any(), others, options, false)
+    }
+
+    /// Writes a file of the kind that the suffix of `path` says: a picture or a trace with unit costs, as
+    /// `Timeline.save` writes it, or the order itself, .txt as `to_text` has it and .csv as `to_torch_csv`.
+    /// UsageError for an unknown suffix or option, OSError where the file cannot be written.
+    #[pyo3(signature = (path, *others, **options))]
+    fn save(
+        slf: &Bound<'_, Self>,
+        path: &Bound<'_, PyAny>,
+        others: &Bound<'_, PyTuple>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        picture::save(slf.as_any(), path, others, options)
+    }
+
+    #[pyo3(signature = (include = None, exclude = None))]
+    fn _repr_mimebundle_<'py>(
+        slf: &Bound<'py, Self>,
+        include: Option<&Bound<'py, PyAny>>,
+        exclude: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let view = picture::show(slf.as_any(), &PyTuple::empty(slf.py()), None, false)?;
+        view.call_method1("_repr_mimebundle_", (include, exclude))
     }
 
     fn __repr__(&self) -> String {

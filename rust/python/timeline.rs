@@ -3,11 +3,12 @@
 use numpy::ndarray::aview1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::costs::PyCosts;
 use super::errors::{self, UsageError};
 use super::many::watched;
+use super::picture;
 use super::records::{ClosingRecord, TransferRecord, WaitRecord};
 use crate::formats::grid;
 use crate::simulate::{Change, sensitivity};
@@ -245,6 +246,45 @@ impl PyTimeline {
     #[pyo3(signature = (width = 120))]
     fn grid(&self, width: usize) -> String {
         grid::grid(&self.0, width)
+    }
+
+    /// Shows the timeline, and others below it on the same axis: a `View`, which a notebook draws where it is the last
+    /// value of a cell (a canvas to zoom and to point at, where anywidget is installed, else an SVG), and which
+    /// prints as a grid of text. Options are those of `View`: causes, critical_path, memory (on unless turned off),
+    /// fit, theme and width.
+    #[pyo3(signature = (*others, **options))]
+    fn show<'py>(
+        slf: &Bound<'py, Self>,
+        others: &Bound<'py, PyTuple>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        picture::show(slf.as_any(), others, options, true)
+    }
+
+    /// Writes a file of the kind that the suffix of `path` says: a picture (.svg, .html to zoom, and with matplotlib
+    /// .png, .pdf), of this timeline and `others` below it on the same axis, or a trace of this alone (.json for
+    /// chrome://tracing, .pftrace for Perfetto). Options: of pictures causes, critical_path, memory, fit (booleans),
+    /// theme ("auto", "light", "dark") and width (pixels); of .png also dpi; of traces unit (the seconds that a
+    /// unit of a predicted timeline stands for). UsageError for an unknown suffix or option, OSError where the file
+    /// cannot be written, ModuleNotFoundError without matplotlib.
+    #[pyo3(signature = (path, *others, **options))]
+    fn save(
+        slf: &Bound<'_, Self>,
+        path: &Bound<'_, PyAny>,
+        others: &Bound<'_, PyTuple>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        picture::save(slf.as_any(), path, others, options)
+    }
+
+    #[pyo3(signature = (include = None, exclude = None))]
+    fn _repr_mimebundle_<'py>(
+        slf: &Bound<'py, Self>,
+        include: Option<&Bound<'py, PyAny>>,
+        exclude: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let view = picture::show(slf.as_any(), &PyTuple::empty(slf.py()), None, true)?;
+        view.call_method1("_repr_mimebundle_", (include, exclude))
     }
 
     fn __repr__(&self) -> String {

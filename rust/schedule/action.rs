@@ -29,6 +29,15 @@ impl Kind {
         }
     }
 
+    pub fn words(self) -> &'static str {
+        match self {
+            Kind::F => "forward",
+            Kind::I => "backward for the input",
+            Kind::W => "backward for the weights",
+            Kind::B => "full backward",
+        }
+    }
+
     pub fn from_letter(letter: char) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.letter() == letter)
     }

@@ -48,6 +48,19 @@ impl Cause {
             Cause::CoolDown => "cool_down",
         }
     }
+
+    /// For a person.
+    pub fn words(self) -> &'static str {
+        match self {
+            Cause::WarmUp => "warm-up",
+            Cause::Dependency => "dependency",
+            Cause::Hop => "hop",
+            Cause::Partner => "partner",
+            Cause::Overhead => "overhead",
+            Cause::Exchange => "exchange of gradients",
+            Cause::CoolDown => "cool-down",
+        }
+    }
 }
 
 /// Time in which a rank was idle.
