@@ -54,11 +54,13 @@ if TYPE_CHECKING:
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.profiling import profile_schedule
     from dualpipe_rs.replicas.grad_scaler import GradScaler
+    from dualpipe_rs.scheduler import DualPipeScheduler
     from dualpipe_rs.weight_grad import WeightGradStore, split_weight_grad
 
-# Where the names live that are imported when first asked for; most need torch.
+# Where the names live that need torch, or that few need.
 _LAZY = {
     "DualPipe": "pipeline",
+    "DualPipeScheduler": "scheduler",
     "DualPipeV": "pipeline",
     "GradScaler": "replicas.grad_scaler",
     "Pipeline": "pipeline",
@@ -71,6 +73,8 @@ _LAZY = {
     "split_weight_grad": "weight_grad",
     "visualize_schedule": "drawing",
 }
+# Modules of their own, imported when they are asked for.
+_MODULES = ("cuda", "utils")
 
 __all__ = [
     "CheckpointError",
@@ -79,6 +83,7 @@ __all__ = [
     "Costs",
     "DeviceError",
     "DualPipe",
+    "DualPipeScheduler",
     "DualPipeV",
     "Error",
     "Executor",
@@ -118,7 +123,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("dualpipe_rs")
-    if name in ("cuda", "utils"):
+    if name in _MODULES:
         return importlib.import_module(f"dualpipe_rs.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'dualpipe_rs' has no attribute {name!r}")

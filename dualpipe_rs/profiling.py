@@ -22,6 +22,7 @@ from dualpipe_rs.errors import UsageError
 from dualpipe_rs.local import run_local
 from dualpipe_rs.partitioning import partition
 from dualpipe_rs.pipeline import Pipeline
+from dualpipe_rs.scheduler import DualPipeScheduler
 from dualpipe_rs.utils import Tensors
 
 #: Steps that are run first and not counted: in the first one memory is made, and shapes are found.
@@ -39,7 +40,7 @@ class _Measured:
 
 
 def profile_schedule(
-    scheduler: Schedule | str | None,
+    scheduler: DualPipeScheduler | Schedule | str | None,
     model: Pipeline | nn.Sequential | nn.ModuleList | Sequence[nn.Module],
     inputs: Tensors,
     num_iterations: int = 10,
@@ -56,14 +57,15 @@ def profile_schedule(
     stages run on one thread a rank of this process, on a batch given whole.
 
     Args:
-        scheduler: the schedule, or the name of one; ``None`` with a pipeline, which has its own.
+        scheduler: a :class:`DualPipeScheduler`, a Schedule, or the name of one; with a pipeline ``None``, or
+            what that pipeline runs.
         model: what runs.
         inputs: the arguments of the first stage, as for :meth:`Pipeline.step`; for a model, of the whole
             batch.
         num_iterations: how many steps are counted, at least 1; two more run first.
         criterion: as for ``step()``; by default the mean square of all outputs, for want of anything better.
         labels: as for ``step()``; for a model, of the whole batch.
-        num_chunks: how many microbatches; a given Schedule has its own.
+        num_chunks: how many microbatches; a given scheduler or Schedule has its own.
         num_ranks: for a model, how many ranks, where the schedule is a name.
 
     Returns:
@@ -82,9 +84,10 @@ def profile_schedule(
     """
     if not isinstance(num_iterations, int) or isinstance(num_iterations, bool) or num_iterations < 1:
         raise UsageError(f"num_iterations is {num_iterations!r}; at least 1 step is counted")
+    if isinstance(scheduler, DualPipeScheduler):
+        scheduler = scheduler.order
     if isinstance(model, Pipeline):
-        if scheduler is not None:
-            raise UsageError("a pipeline runs its own schedule; give None as scheduler, or the model to cut")
+        num_chunks = _own_chunks(model, scheduler, num_chunks)
         return _summary(_run(model, as_sequence(inputs), labels, num_iterations, criterion, num_chunks))
     schedule = _full_schedule(scheduler, num_ranks, num_chunks)
     stages = partition(model, schedule.num_stages)
@@ -100,14 +103,25 @@ def profile_schedule(
     return summary
 
 
+def _own_chunks(pipe: Pipeline, scheduler: Schedule | str | None, num_chunks: int) -> int:
+    """How many microbatches a pipeline's step has: what was said, or of a schedule that is its own."""
+    if scheduler is None:
+        return num_chunks
+    if isinstance(scheduler, Schedule):
+        microbatches = scheduler.num_microbatches
+        if num_chunks in (0, microbatches) and pipe.schedule_for(microbatches) == scheduler:
+            return microbatches
+    raise UsageError("a pipeline runs its own schedule; give None as scheduler, or the model to cut")
+
+
 def _full_schedule(scheduler: Schedule | str | None, num_ranks: int | None, num_chunks: int) -> Schedule:
     if isinstance(scheduler, Schedule):
         return scheduler
     if isinstance(scheduler, str) and num_ranks:
         return _core.schedule(scheduler, num_ranks, num_chunks)
     raise UsageError(
-        f"scheduler is {scheduler!r}; to profile a model give a dualpipe_rs.Schedule, or the name of one "
-        "with num_ranks and num_chunks"
+        f"scheduler is {scheduler!r}; to profile a model give a DualPipeScheduler, a Schedule, or the "
+        "name of one with num_ranks and num_chunks"
     )
 
 

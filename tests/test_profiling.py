@@ -50,6 +50,18 @@ def test_a_given_schedule_and_no_criterion():
     check(dp.profile_schedule(order, model(), torch.randn(8, 8), num_iterations=1), order, 8)
 
 
+def test_a_scheduler_is_good_for_a_model_and_for_a_pipeline_that_runs_it():
+    scheduler = dp.DualPipeScheduler(2, 8, "1f1b")
+    check(dp.profile_schedule(scheduler, model(), torch.randn(16, 8), 1), scheduler.order, 16)
+    v = dp.DualPipeScheduler(1, 2, "dualpipev")
+    pipe = dp.DualPipeV([nn.Linear(8, 8), nn.Linear(8, 8)])
+    check(dp.profile_schedule(v, pipe, torch.randn(4, 8), 1), v.order, 4)
+    with pytest.raises(dp.UsageError, match="runs its own schedule"):
+        dp.profile_schedule(dp.DualPipeScheduler(1, 2, "gpipe"), pipe, torch.randn(4, 8), 1)
+    with pytest.raises(dp.UsageError, match="runs its own schedule"):
+        dp.profile_schedule(v, pipe, torch.randn(4, 8), 1, num_chunks=4)
+
+
 def _on_a_process(rank: int) -> dict:
     torch.manual_seed(0)
     pipe = dp.DualPipe([nn.Linear(8, 8), nn.Linear(8, 8)])
