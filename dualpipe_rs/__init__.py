@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dualpipe_rs import cuda, utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from dualpipe_rs.drawing import View, visualize_schedule
+    from dualpipe_rs.p2p_overlap import overlap_comm_compute
     from dualpipe_rs.partitioning import partition
     from dualpipe_rs.pipeline import DualPipe, DualPipeV, Pipeline
     from dualpipe_rs.profiling import profile_schedule
@@ -66,6 +67,7 @@ _LAZY = {
     "Pipeline": "pipeline",
     "View": "drawing",
     "WeightGradStore": "weight_grad",
+    "overlap_comm_compute": "p2p_overlap",
     "partition": "partitioning",
     "profile_schedule": "profiling",
     "set_p2p_tensor_dtype": "declared",
@@ -106,6 +108,7 @@ __all__ = [
     "cuda",
     "formula",
     "jitter",
+    "overlap_comm_compute",
     "partition",
     "profile_schedule",
     "run_local",
