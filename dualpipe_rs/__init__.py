@@ -47,7 +47,7 @@ from dualpipe_rs.many import simulate_many
 
 if TYPE_CHECKING:
     __version__: str
-    from dualpipe_rs import cuda, utils
+    from dualpipe_rs import analysis, cuda, simulator, utils
     from dualpipe_rs.declared import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from dualpipe_rs.drawing import View, visualize_schedule
     from dualpipe_rs.p2p_overlap import overlap_comm_compute
@@ -76,7 +76,7 @@ _LAZY = {
     "visualize_schedule": "drawing",
 }
 # Modules of their own, imported when they are asked for.
-_MODULES = ("cuda", "utils")
+_MODULES = ("analysis", "cuda", "simulator", "utils")
 
 __all__ = [
     "CheckpointError",
@@ -104,6 +104,7 @@ __all__ = [
     "View",
     "Violation",
     "WeightGradStore",
+    "analysis",
     "compare",
     "cuda",
     "formula",
@@ -117,6 +118,7 @@ __all__ = [
     "set_p2p_tensor_dtype",
     "set_p2p_tensor_shapes",
     "simulate_many",
+    "simulator",
     "split_weight_grad",
     "utils",
     "visualize_schedule",

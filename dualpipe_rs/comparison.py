@@ -70,7 +70,7 @@ def compare(
         title = _title(choice)
         try:
             made = _made(choice, num_ranks, num_microbatches)
-            share = costs.cut(made.num_stages // made.num_ranks)
+            share = share_of(made, costs)
             timeline = made.simulate(share, p2p=p2p, depth=depth)
         except (SizeError, ScheduleError) as error:
             # The first violation says where and why; the message begins with how many there are.
@@ -81,6 +81,16 @@ def compare(
             rows.append({"schedule": title, **_figures(made, timeline, share), "note": None})
             timelines.append(timeline)
     return Comparison(rows, timelines, costs)
+
+
+def share_of(made: Schedule, costs: Costs) -> Costs:
+    """What a stage costs, where these costs are those of one part in ``num_ranks`` of the model."""
+    return costs.cut(made.num_stages // made.num_ranks)
+
+
+def peak_of(made: Schedule, timeline: Timeline) -> float:
+    """The most that a rank holds at once, in microbatches of one part in ``num_ranks`` of the model."""
+    return float(timeline.peak_activations.max()) * made.num_ranks / made.num_stages
 
 
 def _title(choice: Choice) -> str:
@@ -121,7 +131,7 @@ def _figures(made: Schedule, timeline: Timeline, costs: Costs) -> Row:
         "span": timeline.span,
         "bubble_ratio": timeline.bubble_ratio,
         "bubble_over_ideal": timeline.bubble_over_ideal,
-        "peak_activations": float(timeline.peak_activations.max()) / stages_a_rank,
+        "peak_activations": peak_of(made, timeline),
         "peak_bytes": float(timeline.peak_bytes().max()),
         "parameters": max(len(stages) for stages in held) / stages_a_rank,
         "parameter_bytes": max(sum(weights[stage] for stage in stages) for stages in held),
