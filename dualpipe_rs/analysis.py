@@ -23,6 +23,7 @@ from dualpipe_rs.strategies import (
     Strategy,
     Times,
     at_each_size,
+    chunks_of,
     costs_of,
     figures,
     greatest_hop,
@@ -93,16 +94,18 @@ class ScheduleAnalyzer:
 
     Args:
         num_ranks: how many ranks.
-        num_chunks: how many microbatches, over all directions.
+        num_chunks: how many microbatches, over all directions; two a rank by default.
         costs, times: as :class:`BubbleCalculator` takes them.
 
     Raises:
         UsageError: an argument is not what it should be.
     """
 
-    def __init__(self, num_ranks: int, num_chunks: int, *, costs: Costs | None = None, **times: Any) -> None:
+    def __init__(
+        self, num_ranks: int, num_chunks: int | None = None, *, costs: Costs | None = None, **times: Any
+    ) -> None:
         self.num_ranks = whole("num_ranks", num_ranks)
-        self.num_chunks = whole("num_chunks", num_chunks)
+        self.num_chunks = chunks_of(self.num_ranks, num_chunks)
         self.costs = costs_of(costs, times)
 
     def schedule(self, strategy: str = "dualpipe") -> Schedule:

@@ -101,6 +101,11 @@ def strategy_name(name: Any) -> str:
     return plain
 
 
+def chunks_of(num_ranks: int, num_chunks: Any) -> int:
+    """The count given, checked; where it is None two a rank, the fewest that DualPipe takes."""
+    return 2 * num_ranks if num_chunks is None else whole("num_chunks", num_chunks)
+
+
 def simulated(
     strategy: Any, num_ranks: int, num_chunks: Any, costs: Costs, overhead: float = 0.0
 ) -> Strategy:
@@ -159,7 +164,8 @@ def at_each_size(
     Raises:
         SizeError: it takes none of these.
     """
-    most = 8 * num_ranks if max_chunks is None else whole("max_chunks", max_chunks, 1, MOST_TRIED)
+    default = min(8 * num_ranks, MOST_TRIED)
+    most = default if max_chunks is None else whole("max_chunks", max_chunks, 1, MOST_TRIED)
     refusal: SizeError | None = None
     taken = False
     for chunks in range(1, most + 1):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import python
 from families import FAMILIES, sized
 
 import dualpipe_rs as dp
@@ -92,6 +93,20 @@ def test_costs_may_be_given_instead_of_times() -> None:
     assert given == BubbleCalculator(4, backward_time=2.5, weight_time=0.5, comm_time=0.25).gpipe_bubble(8)
 
 
+def test_they_need_no_torch_and_are_imported_when_they_are_asked_for() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import dualpipe_rs as dp
+loaded = {"dualpipe_rs.analysis", "dualpipe_rs.simulator", "numpy"} & set(sys.modules)
+assert not loaded, loaded
+print(dp.analysis.BubbleCalculator(4).gpipe_bubble(8)["makespan"])
+print(dp.simulator.ScheduleComparator(4, 8).generate_report().splitlines()[0])
+"""
+    answer = python(code)
+    assert answer.stdout == "33.0\n4 ranks, 8 chunks, best first\n", answer.stderr
+
+
 # ---- ScheduleAnalyzer --------------------------------------------------------------------------------------
 
 
@@ -105,6 +120,10 @@ def test_an_analyzer_has_the_timeline_itself() -> None:
         causes = analyzer.analyze(name).pop("idle_by_cause")
         assert causes == {cause: idle.tolist() for cause, idle in timeline.idle_by_cause.items()}
         assert analyzer.analyze(name)["makespan"] == timeline.makespan
+
+
+def test_two_chunks_a_rank_by_default() -> None:
+    assert ScheduleAnalyzer(6).analyze() == ScheduleAnalyzer(6, 12).analyze()
 
 
 def test_ratios_are_sorted_and_leave_out_what_there_is_not() -> None:
@@ -200,7 +219,10 @@ def test_counts_that_are_none(value: Any) -> None:
             getattr(calculator, name)(value)
     for made in (ScheduleAnalyzer, CommunicationAnalyzer):
         with pytest.raises(dp.UsageError, match="it is a whole number"):
-            made(4, value).analyze("gpipe")
+            made(value, 8)
+        if value is not None:  # which is two a rank
+            with pytest.raises(dp.UsageError, match="it is a whole number"):
+                made(4, value)
 
 
 @pytest.mark.parametrize("value", [True, "1", -1, None, NONE, float("inf"), [1.0], 10**400])

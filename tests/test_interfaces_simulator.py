@@ -186,6 +186,15 @@ def test_the_count_of_chunks_that_is_best(name: str, overhead: float) -> None:
     assert makespans == sorted(makespans)
 
 
+def test_a_fused_pair_takes_the_overhead_of_all_that_is_in_it() -> None:
+    optimizer = ConfigOptimizer(4, 8, overlap_time=2.5)
+    [sixteen] = [
+        c for c in optimizer.find_optimal_chunks("dualpipe", 16, 0.25)["candidates"] if c["num_chunks"] == 16
+    ]
+    costs = dp.Costs(0.75, 0.75, 0.75, overlap=2.0)  # halves, and a quarter for each of F, I and W
+    assert sixteen["makespan"] == dp.schedule("dualpipe", 4, 16).simulate(costs).makespan
+
+
 def test_with_no_overhead_and_no_hops_the_most_chunks_are_best() -> None:
     assert ConfigOptimizer(4, 8).find_optimal_chunks("gpipe")["num_chunks"] == 32
     assert ConfigOptimizer(4, 8).find_optimal_chunks("gpipe", 3, overhead=100)["num_chunks"] == 1
@@ -229,6 +238,7 @@ def test_the_longest_hop_that_a_step_bears(name: str, tolerance: float) -> None:
 
 
 def test_thresholds_at_the_ends() -> None:
+    assert ConfigOptimizer(4).communication_threshold() == ConfigOptimizer(4, 8).communication_threshold()
     assert ConfigOptimizer(4, 8).communication_threshold("gpipe", 0) == 0.0
     assert ConfigOptimizer(1, 8).communication_threshold("gpipe") == float("inf")
     assert ConfigOptimizer(4, 8, forward_time=0, backward_time=0).communication_threshold() == 0.0
@@ -240,7 +250,7 @@ def test_thresholds_at_the_ends() -> None:
 @pytest.mark.parametrize("value", [True, "4", 0, -3, 4.0, None, NONE, pytest.param(10**5000, id="long")])
 def test_counts_that_are_none(value: Any) -> None:
     for made in (ScheduleSimulator, ScheduleComparator, ConfigOptimizer):
-        for sizes in ((value, 8), (4, value)):
+        for sizes in ((value, 8), (4, value if value is not None else 1.5)):
             with pytest.raises(dp.UsageError, match="it is a whole number"):
                 made(*sizes)
     with pytest.raises(dp.UsageError, match="it is a whole number"):

@@ -12,6 +12,7 @@ from queue import Queue
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import dualpipe_rs as dp
@@ -49,7 +50,7 @@ def gradient_of(module: nn.Module) -> Tensor:
 
 
 class Loop:
-    """A step over all ranks; afterwards it has the losses, and each stage's gradient."""
+    """A step: ``run`` has all ranks of it on threads, ``rank_main`` is one of them."""
 
     def __init__(self, scheduler: dp.DualPipeScheduler, overlap: bool = False) -> None:
         self.scheduler, self.overlap = scheduler, overlap
@@ -58,13 +59,26 @@ class Loop:
         self.wires: dict[Any, Queue[Tensor]] = defaultdict(Queue)
         self.losses = [float("nan")] * scheduler.num_microbatches
         self.gradients = [torch.zeros(1, dtype=torch.float64)] * scheduler.num_stages
-        held = dp.run_local(self.rank_main, scheduler.num_ranks, threads_per_rank=1)
-        for stages in held:
-            for stage, module in stages.items():
-                self.gradients[stage] = self.gradients[stage] + gradient_of(module)
 
-    def rank_main(self, group: dp.LocalGroup) -> dict[int, nn.Module]:
-        rank = group.rank()
+    def run(self) -> Loop:
+        """All ranks; afterwards there are the losses, and each stage's gradient."""
+        ranks = self.scheduler.num_ranks
+        self.add(dp.run_local(lambda group: self.rank_main(group.rank()), ranks, threads_per_rank=1))
+        return self
+
+    def add(self, by_rank: list[dict[int, Tensor]]) -> None:
+        """Sums the gradients over the ranks that hold a stage."""
+        for held in by_rank:
+            for stage, gradient in held.items():
+                self.gradients[stage] = self.gradients[stage] + gradient
+
+    def off(self) -> float:
+        """By what part of it the gradient of the model differs from that of a serial run."""
+        _, gradients = serial(self.layers, self.inputs, self.targets)
+        ours, theirs = torch.cat(self.gradients), torch.cat(gradients)
+        return float((ours - theirs).norm() / theirs.norm())
+
+    def rank_main(self, rank: int) -> dict[int, Tensor]:
         stages = {s: copy.deepcopy(self.layers[s]) for s in self.scheduler.order.stages_of(rank)}
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         for op, microbatch in self.operations(rank):
@@ -73,7 +87,7 @@ class Loop:
             else:
                 self.backward(rank, microbatch, kept)
         assert not kept
-        return stages
+        return {stage: gradient_of(module) for stage, module in stages.items()}
 
     def operations(self, rank: int) -> Iterable[tuple[str, int]]:
         if self.overlap:
@@ -106,3 +120,31 @@ class Loop:
 
     def receive(self, rank: int, what: str, microbatch: int) -> Tensor:
         return self.wires[rank, what, microbatch].get(timeout=PATIENCE)
+
+
+class ProcessLoop(Loop):
+    """The same where each rank is a process: a tag names what travels, and no send is waited for at once."""
+
+    def send(self, to: int, what: str, microbatch: int, tensor: Tensor) -> None:
+        tensor = tensor.detach().contiguous()
+        self.sent.append((dist.isend(tensor, to, tag=self.tag(what, microbatch)), tensor))
+
+    def receive(self, rank: int, what: str, microbatch: int) -> Tensor:
+        buffer = torch.empty(ROWS, WIDTH, dtype=torch.float64)
+        dist.recv(buffer, tag=self.tag(what, microbatch), src=self.source(rank, what, microbatch))
+        return buffer
+
+    def rank_main(self, rank: int) -> dict[int, Tensor]:
+        self.sent: list[Any] = []
+        held = super().rank_main(rank)
+        for work, _ in self.sent:
+            work.wait()
+        return held
+
+    def source(self, rank: int, what: str, microbatch: int) -> int | None:
+        ask = self.scheduler.previous_rank if what == "activation" else self.scheduler.next_rank
+        return ask(rank, microbatch)
+
+    @staticmethod
+    def tag(what: str, microbatch: int) -> int:
+        return 2 * microbatch + (what == "gradient")

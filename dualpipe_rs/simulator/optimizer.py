@@ -9,7 +9,15 @@ from typing import Any
 
 from dualpipe_rs._core import Costs
 from dualpipe_rs.given import amount, whole
-from dualpipe_rs.strategies import Strategy, at_each_size, costs_of, greatest_hop, simulated, strategy_name
+from dualpipe_rs.strategies import (
+    Strategy,
+    at_each_size,
+    chunks_of,
+    costs_of,
+    greatest_hop,
+    simulated,
+    strategy_name,
+)
 
 #: The costs that are a chunk's, and shrink with it.
 _OF_A_CHUNK = (
@@ -23,7 +31,8 @@ class ConfigOptimizer:
 
     Args:
         num_ranks: how many ranks.
-        num_chunks: the microbatches for which the times are given; together they are the batch.
+        num_chunks: the microbatches for which the times are given; together they are the batch. Two a rank by
+            default.
         costs: what a rank's part of the model costs for one of them, as :class:`Costs`; or
         times: the same by the names that ``Times`` has: ``forward_time`` (1), ``backward_time`` (2),
             ``weight_time``, ``overlap_time``, ``comm_time`` (0).
@@ -32,9 +41,11 @@ class ConfigOptimizer:
         UsageError: an argument is not what it should be.
     """
 
-    def __init__(self, num_ranks: int, num_chunks: int, *, costs: Costs | None = None, **times: Any) -> None:
+    def __init__(
+        self, num_ranks: int, num_chunks: int | None = None, *, costs: Costs | None = None, **times: Any
+    ) -> None:
         self.num_ranks = whole("num_ranks", num_ranks)
-        self.num_chunks = whole("num_chunks", num_chunks)
+        self.num_chunks = chunks_of(self.num_ranks, num_chunks)
         self.costs = costs_of(costs, times)
 
     def find_optimal_chunks(
