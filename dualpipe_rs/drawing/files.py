@@ -47,7 +47,8 @@ def _alone(first: Seen, others: tuple[Seen, ...], suffix: str) -> Seen:
 def _picture(suffix: str, seen: tuple[Seen, ...], given: dict[str, Any]) -> bytes:
     given = dict(given)
     dpi = given.pop("dpi", 200)
-    options = Options.of(given)
+    # As show() has it: what the ranks hold belongs to a timeline, not to a bare order.
+    options = Options.of(given, memory=isinstance(seen[0], Timeline))
     picture = Picture(seen)
     if suffix == ".svg":
         return picture.svg(options.theme, **options.drawn).encode()

@@ -8,7 +8,9 @@ const FONT = "11px Helvetica, Arial, 'DejaVu Sans', sans-serif";
 const TITLE_FONT = "13px Helvetica, Arial, 'DejaVu Sans', sans-serif";
 const TITLE = 24, AXIS = 22, CURVE = 64, LINE = 16, MARGIN = 12;
 const NOTES = 8; // at most so many lines of what is wrong
-const NARROWEST = 2.5; // pixels a cell, in the mean, before cells become columns
+// Pixels a cell, in the mean, below which cells become columns; with more cells in view than MANY, those too in which
+// no number could be read.
+const NARROWEST = 2.5, NARROW = 8, MANY = 4000;
 const NONE = 255; // the kind of an action that is not there
 const TYPES = { u1: Uint8Array, u4: Uint32Array, f8: Float64Array };
 
@@ -402,7 +404,10 @@ export class View {
     g.rect(this.plot.left, 0, this.plot.width, 1e5);
     g.clip();
     const scale = this.scale(panel);
-    for (let rank = 0; rank < panel.ranks; rank++) this.drawRow(g, panel, rank, place, scale);
+    const rows = Array.from({ length: panel.ranks }, (_, rank) => this.inView(panel, rank, scale));
+    const cells = rows.reduce((sum, [from, to]) => sum + to - from, 0);
+    const narrowest = cells > MANY ? NARROW : NARROWEST;
+    rows.forEach((slots, rank) => this.drawRow(g, panel, rank, slots, narrowest, place, scale));
     if (place.curve !== undefined) this.drawCurve(g, panel, place, scale);
     g.restore();
     if (place.curve !== undefined) this.curveWords(g, panel, place);
@@ -412,20 +417,24 @@ export class View {
     if (place.axis !== undefined) this.drawAxis(g, panel, place.axis, scale);
   }
 
-  drawRow(g, panel, rank, place, scale) {
+  /** The slots of a rank that can be seen, [from, to). */
+  inView(panel, rank, scale) {
+    const [lo, hi] = [panel.slot_firsts[rank], panel.slot_firsts[rank + 1]];
+    const from = first(lo, hi, (slot) => panel.end[slot] >= scale.from);
+    return [from, first(from, hi, (slot) => panel.start[slot] > scale.to)];
+  }
+
+  drawRow(g, panel, rank, [from, to], narrowest, place, scale) {
     const gap = place.height >= 10 ? 2 : 0;
     const area = { y: place.rows + rank * place.height, height: place.height - gap };
     g.fillStyle = this.colours.idle;
     g.fillRect(this.plot.left, area.y, this.plot.width, area.height);
     if (this.options.causes) this.drawCauses(g, panel, rank, area, scale);
     if (panel.closing.length) this.drawClosing(g, panel, rank, area, scale);
-    const [lo, hi] = [panel.slot_firsts[rank], panel.slot_firsts[rank + 1]];
-    const from = first(lo, hi, (slot) => panel.end[slot] >= scale.from);
-    const to = first(from, hi, (slot) => panel.start[slot] > scale.to);
     if (to <= from) return;
     let busy = 0;
     for (let slot = from; slot < to; slot++) busy += panel.end[slot] - panel.start[slot];
-    if (busy * scale.factor < NARROWEST * (to - from)) this.drawColumns(g, panel, rank, from, to, area, scale);
+    if (busy * scale.factor < narrowest * (to - from)) this.drawColumns(g, panel, rank, from, to, area, scale);
     else this.drawCells(g, panel, rank, from, to, area, scale);
     if (this.options.critical_path) this.drawCritical(g, panel, from, to, area, scale);
     for (const number of panel.marked.keys()) {

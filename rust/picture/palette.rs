@@ -105,10 +105,10 @@ pub fn hex([red, green, blue]: Rgb) -> String {
 /// The colour of an action in the `chunk`-th of a rank's `chunks` stages.
 pub fn action_colour(kind: Kind, chunk: usize, chunks: usize) -> Rgb {
     let (first, last) = match kind {
-        Kind::F => ([142, 202, 240], [86, 160, 212]),
-        Kind::I => ([236, 132, 66], [200, 96, 36]),
-        Kind::W => ([250, 232, 150], [226, 198, 84]),
-        Kind::B => ([38, 112, 92], [14, 74, 62]),
+        Kind::F => ([118, 206, 250], [72, 158, 224]),
+        Kind::I => ([214, 124, 72], [166, 68, 22]),
+        Kind::W => ([255, 248, 186], [252, 220, 84]),
+        Kind::B => ([44, 100, 88], [4, 48, 52]),
     };
     let share = if chunks > 1 { chunk as f64 / (chunks - 1) as f64 } else { 0.0 };
     mix(first, last, share)
