@@ -3,14 +3,14 @@
 use numpy::ndarray::aview1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::costs::PyCosts;
 use super::errors::{self, UsageError};
 use super::many::watched;
 use super::picture;
 use super::records::{ClosingRecord, TransferRecord, WaitRecord};
-use crate::formats::grid;
+use crate::formats::{chrome, grid, perfetto};
 use crate::simulate::{Change, sensitivity};
 use crate::timeline::{CAUSES, Held, Span, Timeline};
 
@@ -228,6 +228,30 @@ impl PyTimeline {
         let transfers = py.detach(|| self.0.transfers())?;
         let records: Vec<_> = transfers.into_iter().map(TransferRecord::from).collect();
         Ok(records.into_pyarray(py))
+    }
+
+    /// The timeline as a trace file in JSON, the trace events of Chrome that chrome://tracing and ui.perfetto.dev open:
+    /// str. A process for each rank, and in it a thread of its slots and one or more of tensors on their way to it; an
+    /// arrow from the slot that made a tensor to the one that took it; for each slot its actions and why the rank was
+    /// idle before it; a counter of the bytes held where the costs have bytes, else of the activations held.
+    ///
+    /// `unit` is how many seconds one unit of the timeline's time is; by default 1 where it was measured and 1e-6 where
+    /// it was predicted, so that one unit of the costs shows as a microsecond. Times are rounded to nanoseconds. The
+    /// same timeline gives the same text. UsageError for a unit that is not a finite number above 0, and for times that
+    /// are not from 0 to 2**63 nanoseconds. The format: "Trace Event Format", Google, 2016.
+    #[pyo3(signature = (*, unit = None))]
+    fn to_chrome_json(&self, py: Python<'_>, unit: Option<f64>) -> PyResult<String> {
+        Ok(py.detach(|| chrome::write(&self.0, unit))?)
+    }
+
+    /// What `to_chrome_json` gives as a trace file of Perfetto (.pftrace), which ui.perfetto.dev and Perfetto's
+    /// trace processor open: bytes, in about a sixth of the space. A track for each rank, and below it those of its
+    /// slots, of tensors on their way to it, and of what it holds. `unit` and errors are the same. The format:
+    /// perfetto_trace.proto, perfetto.dev.
+    #[pyo3(signature = (*, unit = None))]
+    fn to_perfetto<'py>(&self, py: Python<'py>, unit: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
+        let trace = py.detach(|| perfetto::write(&self.0, unit))?;
+        Ok(PyBytes::new(py, &trace))
     }
 
     /// What each rank does after its last slot: a structured array of start, exchanged (when gradients have been
