@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from cli import BROKEN, fine, refused, run, smallest, strict
@@ -13,7 +12,6 @@ from families import FAMILIES, cases
 
 import dualpipe_rs as dp
 from dualpipe_rs.cli import compare
-from dualpipe_rs.cli.export import write
 from dualpipe_rs.cli.figures import to_json
 
 COSTS = {
@@ -257,15 +255,9 @@ def test_standard_output_feeds_standard_input():
 
 @pytest.mark.parametrize("suffix", [".svg", ".html", ".png", ".pdf", ".json", ".pftrace", ".SVG"])
 def test_pictures_and_traces_are_the_timelines(suffix, tmp_path):
-    asked = []
-
-    class Saves:
-        def save(self, path: Path) -> None:
-            asked.append(path)
-
-    write(Saves(), dp.schedule("1f1b", 2, 2), tmp_path / f"x{suffix}")
-    assert asked == [tmp_path / f"x{suffix}"]
-    assert not list(tmp_path.iterdir())
+    fine("export", "zb-h1", "-p", "3", "-m", "5", "--p2p-cost", "0.2", "-o", str(tmp_path / f"x{suffix}"))
+    dp.schedule("zb-h1", 3, 5).simulate(dp.Costs(p2p=0.2)).save(tmp_path / f"y{suffix}")
+    assert (tmp_path / f"x{suffix}").read_bytes() == (tmp_path / f"y{suffix}").read_bytes()
 
 
 def test_a_size_that_nobody_gave_is_one_that_exists():

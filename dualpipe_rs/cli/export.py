@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from dualpipe_rs._core import Schedule
 from dualpipe_rs.cli.outcome import Outcome
 from dualpipe_rs.cli.parser import Commands, add_command
 from dualpipe_rs.cli.pricing import add_pricing, pricing
@@ -56,15 +53,7 @@ def run(options: argparse.Namespace) -> Outcome:
     kind = path.suffix.lower()
     if kind not in (_TEXT, _CSV, *_DRAWN):
         raise UsageError(f"{options.output!r} ends in none of {_TEXT}, {_CSV}, {', '.join(_DRAWN)}")
-    write(prices.simulate(schedule), schedule, path)
+    # The order alone makes a text; a picture or a trace is of its timeline.
+    timeline = prices.simulate(schedule)
+    (schedule if kind in (_TEXT, _CSV) else timeline).save(path)
     return Outcome(f"wrote {printable(str(path))}: {described(schedule)}")
-
-
-def write(timeline: Any, schedule: Schedule, path: Path) -> None:
-    """Writes what the suffix says. ``timeline`` is asked to ``save`` pictures and traces, and no more."""
-    if path.suffix.lower() == _TEXT:
-        path.write_text(schedule.to_text(), encoding="utf-8")
-    elif path.suffix.lower() == _CSV:
-        path.write_text(schedule.to_torch_csv(), encoding="utf-8")
-    else:
-        timeline.save(path)
