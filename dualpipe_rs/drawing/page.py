@@ -33,6 +33,7 @@ view.setOptions({options});
 view.set(await unpack(document.getElementById("picture").textContent));
 document.body.style.background = view.colours.paper;
 document.body.dataset.ready = "true";
+requestAnimationFrame(() => requestAnimationFrame(() => {{ window.drawnAt = performance.now(); }}));
 </script>
 </body>
 </html>

@@ -10,7 +10,7 @@ const TITLE = 24, AXIS = 22, CURVE = 64, LINE = 16, MARGIN = 12;
 const NOTES = 8; // at most so many lines of what is wrong
 // Pixels a cell, in the mean, below which cells become columns; with more cells in view than MANY, those too in which
 // no number could be read.
-const NARROWEST = 2.5, NARROW = 8, MANY = 4000;
+const NARROWEST = 2.5, NARROW = 12, MANY = 4000;
 const NONE = 255; // the kind of an action that is not there
 const TYPES = { u1: Uint8Array, u4: Uint32Array, f8: Float64Array };
 
@@ -461,15 +461,18 @@ export class View {
         this.fill(g, panel, rank, panel.stage[slot], panel.kind[slot], panel.microbatch[slot], x, width - line, area);
         continue;
       }
-      const cut = width / 3;
-      this.fill(g, panel, rank, panel.stage[slot], panel.kind[slot], panel.microbatch[slot], x, cut, area);
-      const second = [panel.stage2[slot], panel.kind2[slot], panel.microbatch2[slot]];
-      this.fill(g, panel, rank, ...second, x + cut, width - cut - line, area);
-      if (width >= 6 && area.height >= 6) {
-        g.strokeStyle = this.colours.border;
-        g.lineWidth = 1.5;
-        g.strokeRect(x + 0.75, area.y + 0.75, width - line - 1.5, area.height - 1.5);
+      // A frame is what is left of a filled cell around smaller ones: a stroke takes ten times as long.
+      const edge = width >= 6 && area.height >= 6 ? 1.5 : 0;
+      if (edge) {
+        g.fillStyle = this.colours.border;
+        g.fillRect(x, area.y, width - line, area.height);
       }
+      const inside = { y: area.y + edge, height: area.height - 2 * edge };
+      const cut = x + width / 3;
+      const second = [panel.stage2[slot], panel.kind2[slot], panel.microbatch2[slot]];
+      const [left, right] = [x + edge, x + width - line - edge];
+      this.fill(g, panel, rank, panel.stage[slot], panel.kind[slot], panel.microbatch[slot], left, cut - left, inside);
+      this.fill(g, panel, rank, ...second, cut, right - cut, inside);
     }
   }
 
@@ -477,9 +480,9 @@ export class View {
     const colour = this.colour(panel, rank, stage, kind);
     g.fillStyle = colour;
     g.fillRect(x, area.y, width, area.height);
-    if (width < 8 || area.height < 9) return;
+    if (width < 8 || area.height < 9) return; // no room for a number
     const text = String(microbatch);
-    const size = Math.min(11, area.height - 3, (width - 1) / (0.58 * text.length));
+    const size = Math.min(11, area.height, (width - 1) / (0.58 * text.length));
     if (size < 7) return;
     g.font = FONT.replace("11px", `${size}px`);
     g.fillStyle = this.picture.on[colour];

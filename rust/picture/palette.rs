@@ -108,7 +108,7 @@ pub fn action_colour(kind: Kind, chunk: usize, chunks: usize) -> Rgb {
         Kind::F => ([118, 206, 250], [72, 158, 224]),
         Kind::I => ([214, 124, 72], [166, 68, 22]),
         Kind::W => ([255, 248, 186], [252, 220, 84]),
-        Kind::B => ([44, 100, 88], [4, 48, 52]),
+        Kind::B => ([52, 110, 96], [8, 56, 62]),
     };
     let share = if chunks > 1 { chunk as f64 / (chunks - 1) as f64 } else { 0.0 };
     mix(first, last, share)
