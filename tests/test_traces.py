@@ -24,6 +24,7 @@ from dualpipe_rs import _core
 FORMS = ["chrome", "perfetto"]
 CATEGORIES = {"F": "forward", "I": "backward_input", "W": "backward_weight", "B": "backward"}
 CLOSING = ["gradient_exchange", "optimizer"]
+Levels = list[tuple[int, float]]  # from a time on
 every_form = pytest.mark.parametrize("form", FORMS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_semantics = pytest.mark.parametrize("p2p", ["eager", "rendezvous", "batched", "blocking"])
@@ -97,23 +98,23 @@ def transfers_of(timeline: dp.Timeline, unit: float = 1e-6) -> list[tuple[Any, .
     return found
 
 
-def levels_of(times: np.ndarray, values: np.ndarray, unit: float = 1e-6) -> list[tuple[int, float]]:
+def levels_of(times: np.ndarray, values: np.ndarray, unit: float) -> Levels:
     """Of what changes within a nanosecond, the last."""
     return list(
         {in_nanoseconds(time, unit): value for time, value in zip(times, values, strict=True)}.items()
     )
 
 
-def counters_of(timeline: dp.Timeline, form: str) -> dict[tuple[int, str], list[tuple[int, float]]]:
+def counters_of(timeline: dp.Timeline, form: str, unit: float) -> dict[tuple[int, str], Levels]:
     memory = [timeline.memory(rank) for rank in range(timeline.num_ranks)]
     parts = [name for name in memory[0].dtype.names[1:] if any(held[name].any() for held in memory)]
     found = {}
     for rank, held in enumerate(memory):
         for name in parts if form == "chrome" or len(parts) > 1 else []:
-            found[rank, f"bytes held: {name}"] = levels_of(held["time"], held[name])
+            found[rank, f"bytes held: {name}"] = levels_of(held["time"], held[name], unit)
         if form == "perfetto":
             total = held["activation"] + held["weight_grad"] + held["received"]
-            found[rank, "bytes held"] = levels_of(held["time"], total)
+            found[rank, "bytes held"] = levels_of(held["time"], total, unit)
     return found
 
 
@@ -142,10 +143,10 @@ def check(timeline: dp.Timeline, trace: Trace, form: str, unit: float = 1e-6) ->
     check_lanes(timeline, trace)
     check_closing(timeline, trace, unit)
     if not timeline.is_measured and timeline.peak_bytes().any():
-        expected = {name: levels for name, levels in counters_of(timeline, form).items() if levels}
+        expected = {name: levels for name, levels in counters_of(timeline, form, unit).items() if levels}
         assert trace.counters == expected
     else:
-        check_activations(timeline, trace)
+        check_activations(timeline, trace, unit)
 
 
 def check_flows(timeline: dp.Timeline, trace: Trace) -> None:
@@ -193,16 +194,24 @@ def check_closing(timeline: dp.Timeline, trace: Trace, unit: float) -> None:
     assert all(one.lane == lanes[category] for (_, category), one in found.items())
 
 
-def check_activations(timeline: dp.Timeline, trace: Trace) -> None:
-    """From the start of F to the end of the last backward, which are slots that follow each other."""
-    for rank, peak in enumerate(timeline.peak_activations):
-        [levels] = [levels for (r, name), levels in trace.counters.items() if r == rank]
-        times, values = zip(*levels, strict=True)
-        assert list(times) == sorted(set(times))
-        assert values[-1] == 0
-        if all(one.end > one.start for one in trace.slices if one.category in CATEGORIES.values()):
-            assert max(values) == peak
+def check_activations(timeline: dp.Timeline, trace: Trace, unit: float) -> None:
+    """From the start of F to the end of the last backward; to the end of F where there is no backward."""
+    last = "WB" if {"W", "B"} & set(timeline.spans["kind"]) else "F"
+    for rank in range(timeline.num_ranks):
+        changes: Counter[float] = Counter()
+        for _, _, kind, _, _, start, end in timeline.spans[timeline.spans["rank"] == rank].tolist():
+            changes[start] += kind == "F"
+            changes[end] -= kind in last
+        times = np.array(sorted(changes))
+        expected = levels_of(times, np.cumsum([changes[time] for time in times]), unit)
+        [levels] = [levels for (r, name), levels in trace.counters.items() if r == rank] or [[]]
+        assert steps(levels) == steps(expected)
     assert {name for _, name in trace.counters} <= {"activations held", "activations held: total"}
+
+
+def steps(levels: Levels) -> Levels:
+    """Without those that are as the one before; at first nothing is held."""
+    return [after for before, after in pairwise([(0, 0.0), *levels]) if after[1] != before[1]]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +277,9 @@ def test_a_unit_is_so_many_seconds(form: str) -> None:
     usual = traced(timeline, form)
     assert traced(timeline, form, unit=1e-6) == usual
     check(timeline, traced(timeline, form, unit=2.5e-3), form, unit=2.5e-3)
+    check(timeline, traced(timeline, form, unit=2e-10), form, unit=2e-10)  # Much happens within a nanosecond.
+    with_bytes = dp.schedule("zb-v", 2, 4).simulate(dp.Costs(activation_bytes=3, p2p_bytes=1, p2p=0.1))
+    check(with_bytes, traced(with_bytes, form, unit=2e-10), form, unit=2e-10)
     measured = timeline_of("1f1b", 2, 4)
     assert traced(measured, form, unit=1.0) == traced(measured, form)
     [last] = {max(one.end for one in usual.slices)}

@@ -245,7 +245,7 @@ impl PyTimeline {
     }
 
     /// What `to_chrome_json` gives as a trace file of Perfetto (.pftrace), which ui.perfetto.dev and Perfetto's
-    /// trace processor open: bytes, in about a sixth of the space. A track for each rank, and below it those of its
+    /// trace processor open: bytes, in less than half of the space. A track for each rank, and below it those of its
     /// slots, of tensors on their way to it, and of what it holds. `unit` and errors are the same. The format:
     /// perfetto_trace.proto, perfetto.dev.
     #[pyo3(signature = (*, unit = None))]
