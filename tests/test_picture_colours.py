@@ -11,6 +11,7 @@ from pictures import parse_block
 
 import dualpipe_rs as dp
 from dualpipe_rs._core import Picture
+from dualpipe_rs.cli.palette import TONES
 from dualpipe_rs.drawing.block import block
 
 # Machado, Oliveira, Fernandes 2009, severity 1, on linear RGB.
@@ -74,3 +75,19 @@ def test_numbers_can_be_read() -> None:
     for colour, text in picture["on"].items():
         levels = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (linear(colour), linear(text))]
         assert (max(levels) + 0.05) / (min(levels) + 0.05) >= 4.5, colour
+
+
+def test_a_terminal_has_the_same_colours() -> None:
+    """Each of its tones is nearer to the picture's of its kind than to any of another kind."""
+
+    def of_256(number: int) -> np.ndarray:
+        levels = [0, 95, 135, 175, 215, 255]
+        red, green, blue = (levels[(number - 16) // base % 6] for base in (36, 6, 1))
+        return lab(linear(f"#{red:02x}{green:02x}{blue:02x}"))
+
+    pictured = [(kind, lab(linear(c))) for tones in kinds_of_colours() for kind, c in enumerate(tones)]
+    for kind, letter in enumerate("FIWB"):
+        for tone in TONES[letter]:
+            seen = of_256(tone.background)
+            nearest = min(pictured, key=lambda other: float(np.linalg.norm(seen - other[1])))
+            assert nearest[0] == kind, (letter, tone)

@@ -1,8 +1,8 @@
 """The colours of actions, in the 256 that every terminal has, and how a block of one is painted.
 
-The hues are Okabe and Ito's, which people with any colour vision tell apart: sky blue, orange, green and
-purple. A light tone is the stage of a rank's first slot, a dark one any other; letters say the same without
-colour.
+They are near those of the pictures (``rust/picture/palette.rs``), which eyes of any kind tell apart: blue,
+brown, yellow and dark green. A light tone is the stage of a rank's first slot, a dark one any other; letters
+say the same without colour.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Tone:
 
 #: By kind: the tone of a rank's own first stage, then that of its others.
 TONES = {
-    "F": (Tone(75, _BLACK), Tone(25, _WHITE)),
-    "I": (Tone(214, _BLACK), Tone(130, _WHITE)),
-    "W": (Tone(78, _BLACK), Tone(29, _WHITE)),
-    "B": (Tone(176, _BLACK), Tone(90, _WHITE)),
+    "F": (Tone(117, _BLACK), Tone(75, _BLACK)),
+    "I": (Tone(173, _BLACK), Tone(130, _WHITE)),
+    "W": (Tone(229, _BLACK), Tone(221, _BLACK)),
+    "B": (Tone(29, _WHITE), Tone(23, _WHITE)),
 }
 
 
