@@ -10,13 +10,14 @@
 #   make gpu-test    dp.Executor on the GPUs of this machine; make test skips these where there is none
 #   make fuzz     ten minutes each of broken texts, tables and schedules
 #   make bench    the tables of docs/benchmarks.md
+#   make notebooks   runs the notebooks and saves them with what they show
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUST   := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: demo test test-long test-rust test-python browser-test gpu-test fuzz lint bench clean
+.PHONY: demo test test-long test-rust test-python browser-test gpu-test fuzz lint bench notebooks clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m dualpipe_rs demo
@@ -63,6 +64,9 @@ bench: $(VENV)/built
 	$(BIN)/python bench/executor.py
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/processes.py
+
+notebooks: $(VENV)/built
+	$(BIN)/python notebooks/save.py
 
 # The packages, from pyproject.toml's extras.
 $(VENV)/packages: pyproject.toml

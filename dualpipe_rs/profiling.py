@@ -130,7 +130,13 @@ def _part(schedule: Schedule, rank: int, stage: int, batch: Sequence[Tensor | No
     here = microbatches_at(schedule, stage, rank)
     if not here:
         return ()
-    cut = ([None] if t is None else t.chunk(schedule.num_microbatches) for t in batch)
+    cut = [[None] if t is None else t.chunk(schedule.num_microbatches) for t in batch]
+    for t, parts in zip(batch, cut, strict=True):
+        if t is not None and len(parts) != schedule.num_microbatches:
+            raise UsageError(
+                f"a batch of {t.shape[0]} samples cannot be cut into {schedule.num_microbatches} "
+                f"microbatches; give a multiple of {schedule.num_microbatches}"
+            )
     return tuple(None if parts[0] is None else torch.cat([parts[m] for m in here]) for parts in cut)
 
 

@@ -41,7 +41,7 @@ def chromium(width: int = 1200, height: int = 900) -> Iterator[Any]:
         driver.quit()
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """The first true value of a condition; AssertionError when none has come in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

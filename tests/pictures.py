@@ -86,6 +86,22 @@ def classes_of(svg: str) -> set[str]:
     return {element.attrib["class"] for element in root.iter() if "class" in element.attrib}
 
 
+class Area(NamedTuple):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def areas_of(svg: str, name: str) -> list[Area]:
+    """The rectangles of a class that are no part of a cell and lie in a row: those of legends are lower."""
+    root = ElementTree.fromstring(svg)
+    rects = [rect for rect in root.findall(f"{SVG}rect") if rect.attrib["class"] == name]
+    areas = [Area(*(float(rect.attrib[key]) for key in Area._fields)) for rect in rects]
+    lowest = max(cell.y for cell in cells_of(svg)) + 40
+    return [area for area in areas if area.y < lowest]
+
+
 def parse_block(block: bytes) -> dict[str, Any]:
     """The picture in a block of bytes, with its arrays."""
     (length,) = struct.unpack_from("<I", block)

@@ -33,7 +33,12 @@ def lab(tmp_path: Path) -> Iterator[str]:
     root.mkdir()
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         (root / notebook.name).write_bytes(notebook.read_bytes())
-    dirs = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    # All cells stay in the page, however far it is scrolled.
+    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')
+    dirs = {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    dirs |= {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     server = subprocess.Popen(
         [
             *(
@@ -77,6 +82,15 @@ def run_all_cells(driver: Any) -> None:
     until(lambda: menu(".lm-MenuBar-item", "Run")).click()
     until(lambda: menu(".lm-Menu-item", "Run All Cells")).click()
 
+    def all_have_run() -> bool:
+        prompts = driver.execute_script(
+            "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
+        )
+        return bool(prompts) and all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts)
+
+    until(all_have_run)
+    until(lambda: driver.find_elements("css selector", "[data-status=idle]"))
+
 
 def test_a_slider_moves_the_figure_and_the_number(lab: str) -> None:
     from selenium.webdriver.common.keys import Keys
@@ -85,7 +99,6 @@ def test_a_slider_moves_the_figure_and_the_number(lab: str) -> None:
         driver.get(f"{lab}/lab/tree/2_what_a_bubble_costs.ipynb")
         run_all_cells(driver)
         until(lambda: driver.execute_script(f"return {VIEW.replace('.view', '?.view?.drawn')}"))
-        until(lambda: driver.find_elements("css selector", "[data-status=idle]"))
         length = driver.execute_script(f"return {VIEW}.length")
         # The output that holds the picture, and what is written in it.
         output = driver.execute_script(

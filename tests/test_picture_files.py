@@ -122,7 +122,7 @@ def test_what_cannot_be_written(timeline: dp.Timeline, tmp_path: Path) -> None:
 def test_options_of_another_file(timeline: dp.Timeline, tmp_path: Path) -> None:
     with pytest.raises(dp.UsageError, match="no option 'causes'"):
         timeline.save(tmp_path / "x.json", causes=True)
-    with pytest.raises(dp.UsageError, match="holds one timeline, and 2"):
+    with pytest.raises(dp.UsageError, match="holds one step, and 2"):
         timeline.save(tmp_path / "x.pftrace", timeline)
     with pytest.raises(dp.UsageError, match="no option 'unit'"):
         timeline.save(tmp_path / "x.svg", unit=1.0)
@@ -178,3 +178,24 @@ def test_visualize_schedule_refuses(tmp_path: Path) -> None:
 def test_the_drawing_is_not_imported_with_the_package() -> None:
     code = "import sys, dualpipe_rs; sys.exit('dualpipe_rs.drawing' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_picture_of_the_documentation_is_what_is_drawn() -> None:
+    kept = Path(__file__).parent.parent / "docs" / "images" / "dualpipe.svg"
+    assert kept.read_text() == dp.schedule("dualpipe", 8, 20).show().svg()
+
+
+def test_a_view_writes_every_kind_of_file(timeline: dp.Timeline, tmp_path: Path) -> None:
+    """A view's own options are those of pictures, and no hindrance to a trace or a text."""
+    view = timeline.show(causes=True)
+    view.save(tmp_path / "x.json", unit=1e-3)
+    assert (tmp_path / "x.json").read_text() == timeline.to_chrome_json(unit=1e-3)
+    dp.visualize_schedule(4, 8, tmp_path / "x.pftrace")
+    dp.schedule("dualpipev", 4, 8).show().save(tmp_path / "x.csv")
+    view.save(tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").read_text() == view.svg()
+
+
+def test_a_picture_of_too_many_dots(timeline: dp.Timeline, tmp_path: Path) -> None:
+    with pytest.raises(dp.UsageError, match="smaller width or dpi"):
+        timeline.save(tmp_path / "x.png", width=20_000, dpi=2400)

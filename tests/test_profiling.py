@@ -102,3 +102,8 @@ def test_what_is_refused():
     unmeasured = dp.DualPipeV([nn.Linear(8, 8), nn.Linear(8, 8)], measure=False)
     with pytest.raises(dp.UsageError, match="measure=False"):
         dp.profile_schedule(None, unmeasured, torch.randn(4, 8), 1, num_chunks=2)
+
+
+def test_a_batch_that_cannot_be_cut():
+    with pytest.raises(dp.UsageError, match="7 samples cannot be cut into 8 microbatches"):
+        dp.profile_schedule(dp.DualPipeScheduler(4, 8), model(), torch.randn(7, 8), 1)

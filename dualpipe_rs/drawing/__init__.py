@@ -1,7 +1,7 @@
 """Pictures of schedules and timelines: in a notebook, and as files.
 
 :class:`View` is what ``show()`` gives; ``files.py`` is what ``save()`` writes. What there is to see, and
-where it goes, is made in Rust (``rust/picture/``); ``timeline.js`` is the canvas of notebooks and pages,
+where it goes, is made in Rust (``rust/picture/``); ``canvas/`` is that of notebooks and pages,
 ``widget.py`` carries it into a notebook, ``page.py`` into a page of its own, ``figure.py`` draws the same
 shapes with matplotlib.
 """

@@ -1,5 +1,5 @@
-"""A picture as the block of bytes that ``timeline.js`` reads: the length of a header (u32), the header in
-JSON, then the arrays that it lists, all little-endian and each at a multiple of 8 bytes."""
+"""A picture as the block of bytes that ``canvas/picture.js`` reads: the length of a header (u32), the header
+in JSON, then the arrays that it lists, all little-endian and each at a multiple of 8 bytes."""
 
 from __future__ import annotations
 

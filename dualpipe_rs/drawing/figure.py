@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dualpipe_rs._core import Picture
 from dualpipe_rs.drawing.options import Options
 from dualpipe_rs.errors import UsageError
+from dualpipe_rs.given import amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Pixels of a layout in an inch, and points in that inch.
 _PIXELS, _POINTS = 100.0, 72.0
+# More take minutes and gigabytes.
+_MOST_DOTS = 2e8
 # The face that comes with matplotlib is wider than those that the layout reckons with.
 _FACE = 0.9
 
@@ -32,7 +35,7 @@ def figure(picture: Picture, options: Options) -> Figure:
             "PNG and PDF files need matplotlib: pip install 'dualpipe_rs[plot]' (SVG and HTML need nothing)",
             name="matplotlib",
         ) from error
-    width, height, shapes = picture.shapes(options.fixed_theme, **options.drawn)
+    width, height, shapes = picture.shapes(options.fixed_theme, options.drawn)
     made = Figure(figsize=(width / _PIXELS, height / _PIXELS))
     axes = made.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, width)
@@ -92,10 +95,18 @@ def _corners(area: tuple[float, float, float, float]) -> list[tuple[float, float
 
 def image(picture: Picture, options: Options, suffix: str, dpi: float) -> bytes:
     """The bytes of a file. ``dpi`` is of a PNG: dots to an inch of 100 pixels of the layout."""
-    if isinstance(dpi, bool) or not isinstance(dpi, (int, float)) or not 10 <= dpi <= 2400:
-        raise UsageError(f"dpi is {dpi!r}; it is a number from 10 to 2400")
+    dpi = amount("dpi", dpi, "a number from 10 to 2400")
+    if not 10 <= dpi <= 2400:
+        raise UsageError(f"dpi is {dpi:g}; it is a number from 10 to 2400")
+    made = figure(picture, options)
+    width, height = (size * dpi for size in made.get_size_inches())
+    if suffix == ".png" and width * height > _MOST_DOTS:
+        raise UsageError(
+            f"the picture would have {width:.0f} x {height:.0f} dots, more than {_MOST_DOTS:.0e}; "
+            "give a smaller width or dpi, or write an .svg"
+        )
     out = io.BytesIO()
     # No date in the file: the same picture gives the same bytes.
     metadata = {"CreationDate": None} if suffix == ".pdf" else {"Software": "dualpipe_rs"}
-    figure(picture, options).savefig(out, format=suffix[1:], dpi=dpi, metadata=metadata)
+    made.savefig(out, format=suffix[1:], dpi=dpi, metadata=metadata)
     return out.getvalue()

@@ -20,13 +20,22 @@ _TEXTS = (".txt", ".csv")
 
 def save(first: Seen, path: str | PathLike[str], *others: Seen, **options: Any) -> None:
     """Writes a schedule or timeline to a file of the kind that its suffix says; see :meth:`Timeline.save`."""
+    # As show() has it: what the ranks hold belongs to a timeline, not to a bare order.
+    write((first, *others), path, options, {"memory": isinstance(first, Timeline)})
+
+
+def write(
+    seen: tuple[Seen, ...], path: str | PathLike[str], options: dict[str, Any], own: dict[str, Any]
+) -> None:
+    """The same; pictures have the options ``own`` where ``options`` say nothing else."""
+    first, *others = seen
     try:
         target = Path(fspath(path))
     except TypeError:
         raise UsageError(f"path is of type {type(path).__name__}; it is a str or a pathlib.Path") from None
     suffix = target.suffix.lower()
     if suffix in _PICTURES:
-        data = _picture(suffix, (first, *others), options)
+        data = _picture(suffix, seen, {**own, **options})
     elif suffix in _TRACES:
         data = _trace(suffix, _alone(first, others, suffix), options)
     elif suffix in _TEXTS and isinstance(first, Schedule):
@@ -38,20 +47,19 @@ def save(first: Seen, path: str | PathLike[str], *others: Seen, **options: Any) 
     target.write_bytes(data)
 
 
-def _alone(first: Seen, others: tuple[Seen, ...], suffix: str) -> Seen:
+def _alone(first: Seen, others: list[Seen], suffix: str) -> Seen:
     if others:
-        raise UsageError(f"a {suffix} file holds one timeline, and {1 + len(others)} were given")
+        raise UsageError(f"a {suffix} file holds one step, and {1 + len(others)} were given")
     return first
 
 
 def _picture(suffix: str, seen: tuple[Seen, ...], given: dict[str, Any]) -> bytes:
     given = dict(given)
     dpi = given.pop("dpi", 200)
-    # As show() has it: what the ranks hold belongs to a timeline, not to a bare order.
-    options = Options.of(given, memory=isinstance(seen[0], Timeline))
+    options = Options.of(given)
     picture = Picture(seen)
     if suffix == ".svg":
-        return picture.svg(options.theme, **options.drawn).encode()
+        return picture.svg(options.theme, options.drawn).encode()
     if suffix == ".html":
         from dualpipe_rs.drawing.page import page
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dualpipe_rs.errors import UsageError
+from dualpipe_rs.given import amount, shown
 
 THEMES = ("auto", "light", "dark")
 
@@ -41,18 +41,16 @@ class Options:
         for name in ("causes", "critical_path", "memory", "fit"):
             if not isinstance(getattr(options, name), bool):
                 raise UsageError(f"{name} is {getattr(options, name)!r}; it is True or False")
-        if options.theme not in THEMES:
-            raise UsageError(f'theme is {options.theme!r}; it is "auto", "light" or "dark"')
-        width = options.width
-        if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width):
-            raise UsageError(f"width is {width!r}; it is a number of pixels")
+        if not isinstance(options.theme, str) or options.theme not in THEMES:
+            raise UsageError(f'theme is {shown(options.theme)}; it is "auto", "light" or "dark"')
+        width = amount("width", options.width, "a number of pixels")
         if not 240 <= width <= 20_000:
-            raise UsageError(f"width is {width}; a picture is 240 to 20000 pixels wide")
+            raise UsageError(f"width is {width:g}; a picture is 240 to 20000 pixels wide")
         return options
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """The keywords of ``Picture.svg`` and ``Picture.shapes``."""
+        """What ``Picture.svg`` and ``Picture.shapes`` take."""
         return {
             "width": float(self.width),
             "causes": self.causes,

@@ -6,11 +6,11 @@ import base64
 import gzip
 import html
 import json
-from pathlib import Path
 
 from dualpipe_rs._core import Picture
 from dualpipe_rs.drawing.block import block
 from dualpipe_rs.drawing.options import Options
+from dualpipe_rs.drawing.script import script
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -44,10 +44,9 @@ def page(picture: Picture, options: Options) -> str:
     """The whole page; the same text for the same picture."""
     # No time stamp: the same picture gives the same bytes.
     packed = gzip.compress(block(picture), compresslevel=6, mtime=0)
-    script = Path(__file__).with_name("timeline.js").read_text(encoding="utf-8")
     return _PAGE.format(
         title=html.escape(picture.title()),
         picture=base64.b64encode(packed).decode(),
-        script=script,
+        script=script(),
         options=json.dumps(options.turnable),
     )

@@ -49,8 +49,8 @@ class View:
         """Shows other schedules or timelines in the same place: what a slider calls."""
         if not seen:
             raise UsageError("there is nothing to see; give at least one Schedule or Timeline")
-        self._seen = seen
         self._picture = Picture(seen)
+        self._seen = seen
         if self._widget is not None:
             self._widget.show_picture(self._picture)
 
@@ -72,7 +72,7 @@ class View:
 
     def svg(self) -> str:
         """The picture as SVG; in its theme's colours, or with "auto" in those of whoever looks at it."""
-        return self._picture.svg(self._options.theme, **self._options.drawn)
+        return self._picture.svg(self._options.theme, self._options.drawn)
 
     def html(self) -> str:
         """A page that holds everything and loads nothing."""
@@ -82,10 +82,9 @@ class View:
 
     def save(self, path: str | PathLike[str], **options: Any) -> None:
         """Writes a file, as :meth:`Timeline.save` does, with these options in place of the view's."""
-        from dualpipe_rs.drawing.files import save
+        from dualpipe_rs.drawing.files import write
 
-        own = {**self._options.turnable, "width": self._options.width}
-        save(self._seen[0], path, *self._seen[1:], **{**own, **options})
+        write(self._seen, path, options, {**self._options.turnable, "width": self._options.width})
 
     def __repr__(self) -> str:
         return self._picture.text(_COLUMNS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anywidget
 import traitlets
 
 from dualpipe_rs._core import Picture
 from dualpipe_rs.drawing.block import block
+from dualpipe_rs.drawing.script import script
 
 
 class TimelineWidget(anywidget.AnyWidget):
@@ -17,7 +16,7 @@ class TimelineWidget(anywidget.AnyWidget):
     ``causes``, ``critical_path``, ``memory``, ``fit`` and ``theme`` may be set, or linked to other widgets.
     """
 
-    _esm = Path(__file__).with_name("timeline.js")
+    _esm = script()
     _picture = traitlets.Bytes().tag(sync=True)
     causes = traitlets.Bool(False).tag(sync=True)
     critical_path = traitlets.Bool(False).tag(sync=True)

@@ -8,8 +8,8 @@ use super::scene::{Anchor, Area, Scene, Shape};
 /// Of more ranks than this only the fullest is drawn.
 const MOST: usize = 16;
 
-pub fn draw(scene: &mut Scene, panel: &Panel, scale: &Scale, area: Area) {
-    let most = panel.most_held();
+/// `most` is what the full height stands for.
+pub fn draw(scene: &mut Scene, panel: &Panel, most: f64, scale: &Scale, area: Area) {
     let base = area.y + area.height - 2.0;
     let points = vec![(area.x, base), (area.x + area.width, base)];
     scene.draw(Shape::Line { points, ink: Ink::Rule, width: 1.0 });
@@ -17,8 +17,8 @@ pub fn draw(scene: &mut Scene, panel: &Panel, scale: &Scale, area: Area) {
     let peak = |levels: &[Level]| levels.iter().map(|level| level.held).fold(0.0, f64::max);
     let fullest = (0..levels.len()).rev().max_by(|&a, &b| peak(&levels[a]).total_cmp(&peak(&levels[b])));
     let curve = |rank: usize| {
-        let height = (area.height - 16.0) / most;
-        steps(&levels[rank], panel.length, |time| scale.x(time), |held| base - held * height)
+        let height = area.height - 16.0;
+        steps(&levels[rank], panel.length, |time| scale.x(time), |held| base - held / most * height)
     };
     if levels.len() <= MOST {
         for rank in (0..levels.len()).filter(|&rank| Some(rank) != fullest) {
@@ -27,7 +27,7 @@ pub fn draw(scene: &mut Scene, panel: &Panel, scale: &Scale, area: Area) {
     }
     let Some(fullest) = fullest else { return };
     scene.draw(Shape::Line { points: curve(fullest), ink: Ink::Held, width: 1.5 });
-    let words = format!("rank {fullest} holds at most {}", amount(most, panel.held.bytes));
+    let words = format!("rank {fullest} holds at most {}", amount(peak(&levels[fullest]), panel.held.bytes));
     let at = (area.x + area.width, area.y + 9.0);
     scene.draw(Shape::text(at, words, FONT - 1.0, Anchor::End, Ink::Held));
 }

@@ -68,8 +68,8 @@ pub fn layout(picture: &Picture, options: &Options) -> Scene {
         let length = if options.fit { panel.length } else { longest };
         let own_axis = options.fit || number + 1 == picture.panels.len() || has_other_unit(picture, number);
         let scale = scale(picture, options, length);
-        y = self::panel(&mut scene, (number, panel), options, &scale, y);
-        if own_axis {
+        y = self::panel(&mut scene, (number, panel), options, &scale, most_held(picture, panel), y);
+        if own_axis && !panel.is_broken() {
             axis(&mut scene, panel.unit, &scale, length, y);
             y += AXIS;
         }
@@ -80,6 +80,12 @@ pub fn layout(picture: &Picture, options: &Options) -> Scene {
     let whole = Area { x: 0.0, y: 0.0, width: scene.width, height: scene.height };
     scene.items.insert(0, super::Item::Shape(Shape::filled(whole, Ink::Paper)));
     scene
+}
+
+/// The most that any rank holds, of all panels that count it alike: their curves have one scale.
+fn most_held(picture: &Picture, panel: &Panel) -> f64 {
+    let alike = picture.panels.iter().filter(|other| other.held.bytes == panel.held.bytes);
+    alike.map(Panel::most_held).fold(0.0, f64::max)
 }
 
 /// Two panels share an axis only where both are in one unit.
@@ -105,6 +111,7 @@ fn panel(
     (number, panel): (usize, &Panel),
     options: &Options,
     scale: &Scale,
+    most: f64,
     y: f64,
 ) -> f64 {
     let title = Shape::text((MARGIN, y + TITLE - 9.0), &panel.title, FONT + 2.0, Anchor::Start, Ink::Text);
@@ -117,9 +124,9 @@ fn panel(
         rows::draw(scene, (number, panel), rank, options, scale, area);
         y += height;
     }
-    if options.memory && panel.most_held() > 0.0 {
+    if options.memory && most > 0.0 {
         let area = Area { x: scale.left, y: y + 6.0, width: scale.width, height: CURVE };
-        curve::draw(scene, panel, scale, area);
+        curve::draw(scene, panel, most, scale, area);
         y += CURVE + 6.0;
     }
     notes(scene, panel, y)
@@ -140,7 +147,7 @@ fn label(scene: &mut Scene, rank: usize, area: Area) {
 
 /// What is wrong and has no place in a row, a line each.
 fn notes(scene: &mut Scene, panel: &Panel, mut y: f64) -> f64 {
-    let marks = panel.marks.iter().map(|mark| format!("rank {}: {}", mark.rank, mark.message));
+    let marks = panel.marks.iter().map(|mark| mark.message.clone());
     let lines: Vec<String> = marks.chain(panel.notes.iter().cloned()).collect();
     for line in lines.iter().take(NOTES) {
         y += LINE;

@@ -7,7 +7,7 @@
 //!
 //! panel.rs collects what is to be seen, palette.rs has every colour, scene.rs the shapes that all files are made of,
 //! layout.rs says where they go (rows.rs the cells of the ranks, curve.rs what the ranks hold, legend.rs the words
-//! below). It reads timelines and changes nothing; the canvas itself is Python's `drawing/timeline.js`.
+//! below). It reads timelines and changes nothing; the canvas itself is `dualpipe_rs/drawing/canvas/`.
 
 mod curve;
 mod layout;

@@ -2,11 +2,9 @@
 //!
 //! Times count from the first start, so that panels of measured and of predicted steps begin at one place.
 
-use std::ops::Range;
-
 use crate::costs::{Costs, Numbers};
 use crate::error::Error;
-use crate::schedule::{Kind, Rank, Schedule, Shape, Slot, Stage};
+use crate::schedule::{Kind, Rank, Schedule, Slot, Stage};
 use crate::timeline::{Closing, Origin, Time, Timeline, Transfer, Wait};
 use crate::verify::Violations;
 
@@ -125,7 +123,7 @@ impl Panel {
         let last = |row: &Row| row.slots.last().map_or(0.0, |(_, time)| time.end);
         let broken = found.list.len() + found.unlisted;
         Panel {
-            title: format!("{} · {broken} rule(s) broken", schedule.describe()),
+            title: format!("{} · breaks rules ({broken} in all)", schedule.describe()),
             unit: Unit::Costs,
             length: rows.iter().map(last).fold(0.0, f64::max),
             held: Held { bytes: false, levels: vec![Vec::new(); rows.len()] },
@@ -144,6 +142,11 @@ impl Panel {
             Some(*end)
         }));
         firsts
+    }
+
+    /// Whether it is a schedule that breaks rules: its slots have no times.
+    pub fn is_broken(&self) -> bool {
+        !(self.marks.is_empty() && self.notes.is_empty())
     }
 
     /// The most that any rank holds.
@@ -204,22 +207,16 @@ fn units(kind: Kind) -> f64 {
 /// Bytes where the costs know any, else how many (stage, microbatch) a rank holds.
 fn held(timeline: &Timeline, origin: f64) -> Result<Held, Error> {
     let known = match timeline.origin() {
-        Origin::Predicted { costs, .. } => knows_bytes(costs, timeline.shape())?,
-        Origin::Measured { .. } => false,
+        Origin::Predicted { .. } => Some(timeline.memory(None)?),
+        Origin::Measured { .. } => None,
     };
-    let memory = if known { timeline.memory(None)? } else { timeline.memory(Some(&one_each()))? };
+    let known = known.filter(|memory| memory.iter().flatten().any(|level| level.total() > 0.0));
+    let bytes = known.is_some();
+    let memory = known.map_or_else(|| timeline.memory(Some(&one_each())), Ok)?;
     let levels = memory.into_iter().map(|levels| {
         levels.into_iter().map(|level| Level { time: level.time - origin, held: level.total() }).collect()
     });
-    Ok(Held { bytes: known, levels: levels.collect() })
-}
-
-fn knows_bytes(costs: &Costs, shape: &Shape) -> Result<bool, Error> {
-    let bytes = costs.bytes(shape)?;
-    let stages = bytes.activation.iter().chain(&bytes.weight_grad);
-    let edges: Range<Rank> = 0..shape.ranks();
-    let mut sent = edges.clone().flat_map(|from| edges.clone().map(move |to| (from, to)));
-    Ok(stages.into_iter().any(|&held| held > 0.0) || sent.any(|(from, to)| bytes.p2p.at(from, to) > 0.0))
+    Ok(Held { bytes, levels: levels.collect() })
 }
 
 /// Costs by which memory counts each (stage, microbatch) as one.

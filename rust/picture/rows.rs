@@ -127,7 +127,11 @@ fn words<'a>(slot: Slot, time: Time, before: &[String], wrong: impl Iterator<Ite
 /// A filled area and the microbatch in it for each action, and one border around a pair. Of a pair the areas stand
 /// side by side, as in the published figures, though both run all the time.
 fn shapes(row: &Row, slot: Slot, place: Area) -> Vec<Shape> {
-    let line = if place.width >= 6.0 { 0.5 } else { 0.0 };
+    let line = match place.width {
+        width if width >= 12.0 => 1.0,
+        width if width >= 6.0 => 0.5,
+        _ => 0.0,
+    };
     let inner = |area: Area| Area { width: (area.width - line).max(0.0), ..area };
     let mut shapes = Vec::new();
     match slot.parts() {
@@ -236,9 +240,10 @@ fn means(row: &Row, scale: &Scale) -> Vec<Mean> {
     for &(slot, time) in &row.slots {
         let colour = colour_of(row, slot);
         let (from, to) = (time.start * scale.factor / COLUMN, time.end * scale.factor / COLUMN);
-        for number in from as usize..(to.ceil() as usize).min(count) {
+        let touched = from as usize..(to.ceil() as usize).min(count);
+        for (number, mean) in means.iter_mut().enumerate().take(touched.end).skip(touched.start) {
             let share = to.min(number as f64 + 1.0) - from.max(number as f64);
-            means[number].add(share.max(0.0), colour);
+            mean.add(share.max(0.0), colour);
         }
     }
     means

@@ -22,7 +22,7 @@ pub fn svg(scene: &Scene, theme: Option<Theme>) -> String {
     let (width, height) = (number(scene.width), number(scene.height));
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         height=\"{height}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" role=\"img\">\n\
+         height=\"{height}\" style=\"max-width:100%;height:auto\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" role=\"img\">\n\
          <style>{}</style>\n{body}</svg>\n",
         style(scene, theme)
     )

@@ -28,6 +28,24 @@ enum Grid {
     Words(String),
 }
 
+/// What is drawn beside the cells, from a dictionary with these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Drawn {
+    width: f64,
+    causes: bool,
+    critical_path: bool,
+    memory: bool,
+    fit: bool,
+}
+
+impl Drawn {
+    fn options(&self) -> Options {
+        let Drawn { width, causes, critical_path, memory, fit } = *self;
+        Options { width, causes, critical_path, memory, fit }
+    }
+}
+
 #[pymethods]
 impl PyPicture {
     /// Of Schedules (with unit costs; marked where they break rules) and Timelines.
@@ -51,38 +69,23 @@ impl PyPicture {
     }
 
     /// As SVG. `theme` is "light", "dark", or "auto", which follows the reader's.
-    #[pyo3(signature = (theme, *, width, causes, critical_path, memory, fit))]
-    fn svg(
-        &self,
-        py: Python<'_>,
-        theme: &str,
-        width: f64,
-        causes: bool,
-        critical_path: bool,
-        memory: bool,
-        fit: bool,
-    ) -> PyResult<String> {
+    fn svg(&self, py: Python<'_>, theme: &str, drawn: Drawn) -> PyResult<String> {
         let theme = if theme == "auto" { None } else { Some(theme_of(theme)?) };
-        let options = Options { width, causes, critical_path, memory, fit };
+        let options = drawn.options();
         Ok(py.detach(|| svg(&layout(&self.picture, &options), theme)))
     }
 
     /// Width, height, and all shapes from the lowest to the topmost: ("rect", (x, y, width, height), fill, stroke, line
     /// width, opacity), ("line", points, colour, line width) or ("text", (x, y), text, size, anchor, colour), in
     /// pixels from the upper left; colours as "#rrggbb".
-    #[pyo3(signature = (theme, *, width, causes, critical_path, memory, fit))]
     fn shapes<'py>(
         &self,
         py: Python<'py>,
         theme: &str,
-        width: f64,
-        causes: bool,
-        critical_path: bool,
-        memory: bool,
-        fit: bool,
+        drawn: Drawn,
     ) -> PyResult<(f64, f64, Bound<'py, PyList>)> {
         let theme = theme_of(theme)?;
-        let options = Options { width, causes, critical_path, memory, fit };
+        let options = drawn.options();
         let scene = py.detach(|| layout(&self.picture, &options));
         let shapes = PyList::empty(py);
         for shape in scene.shapes() {
