@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import copied, numbered, read
 from families import FAMILIES, cases, sized
+from measured import timeline_of
 from pictures import areas_of, cells_of, classes_of, parse_block, rows_of, texts_of
 
 import dualpipe_rs as dp
@@ -355,3 +356,27 @@ def test_timelines_that_count_alike_have_curves_of_one_scale() -> None:
             ys = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
             heights.append(max(ys) - min(ys))
     assert heights[1] / heights[0] == pytest.approx(4 / 16, abs=0.01)
+
+
+def test_a_measured_step_begins_at_nothing_and_is_in_seconds() -> None:
+    timeline = timeline_of("dualpipev", 2, 7)
+    spans = timeline.spans
+    svg = svg_of(timeline, width=8000.0)
+    first = spans["start"].min()
+    drawn = {(c.rank, c.slot): (c.start, c.end) for c in cells_of(svg)}
+    if drawn:
+        assert drawn == {(s["rank"], s["slot"]): (s["start"] - first, s["end"] - first) for s in spans}
+    panel = parse_block(block(Picture([timeline])))["panels"][0]
+    assert panel["start"].min() == 0.0
+    assert panel["end"].max() == timeline.makespan
+    assert panel["unit"] == "s"
+    assert any("s" in text and "measured makespan" in text for text in texts_of(svg))
+
+
+def test_the_fullest_rank_is_in_front() -> None:
+    """Its peak, by an order in which the others hold less."""
+    timeline = dp.schedule("1f1b", 4, 8).simulate()
+    assert timeline.peak_activations.tolist() == [4, 3, 2, 1]
+    assert "rank 0 holds at most 4 activations" in texts_of(svg_of(timeline, memory=True))
+    heavy = dp.schedule("1f1b", 4, 8).simulate(dp.Costs(activation_bytes=[1.0, 1.0, 1.0, 9e3]))
+    assert "rank 3 holds at most 9 kB" in texts_of(svg_of(heavy, memory=True))
