@@ -28,7 +28,8 @@ def visualize_schedule(
         output_file: where to write it: ``.png`` and ``.pdf`` (which need matplotlib), ``.svg``, ``.html``,
             or a trace, ``.json`` or ``.pftrace``. None writes none.
         schedule: a family's name as ``dp.schedule`` takes it, or a Schedule of these sizes.
-        costs: in any unit; None for F = I = W = 1.
+        costs: of one stage, in any unit; None for F = I = W = 1. (``dp.compare`` gives a schedule with two
+            stages a rank stages of half of that, to be fair: ``costs.cut(2)``.)
         options: as :class:`View` has them; for PNG also ``dpi``.
 
     Returns:

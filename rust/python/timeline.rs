@@ -50,14 +50,14 @@ impl PyTimeline {
         self.0.ranks()
     }
 
-    /// Last end minus first start over all ranks.
+    /// Last end minus first start over all ranks, in the unit of the costs; in seconds where it was measured.
     #[getter]
     fn makespan(&self) -> f64 {
         self.0.makespan()
     }
 
     /// The longest single rank's own last end minus its first start (what ZB-H2, ZB-V, V-Half and V-Min
-    /// papers report).
+    /// papers report), in the same unit.
     #[getter]
     fn span(&self) -> f64 {
         self.0.span()
